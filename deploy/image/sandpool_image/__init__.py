@@ -1,0 +1,1 @@
+"""Builds the guest image: kernel, initramfs and read-only root."""

@@ -1,0 +1,1 @@
+"""Executions and files of one VM."""

@@ -1,0 +1,1 @@
+"""sandpool: code in its own microVM, a millisecond away."""

@@ -1,0 +1,1 @@
+"""The closed kit that every service starts from."""

@@ -1,0 +1,1 @@
+"""Owns whether a VM exists on this host."""

@@ -1,0 +1,1 @@
+"""Owns pools, sessions and which VM is whose."""

@@ -1,0 +1,1 @@
+"""The public API: routes calls to the right VM."""
