@@ -37,7 +37,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         generate(Path(temporary))
         fresh = {path.relative_to(temporary): path.read_bytes() for path in Path(temporary).rglob("*.py*")}
-    stale = [str(name) for name, data in fresh.items() if not (OUT / name).exists() or (OUT / name).read_bytes() != data]
+    stale = [
+        str(name) for name, data in fresh.items() if not (OUT / name).exists() or (OUT / name).read_bytes() != data
+    ]
     if stale:
         print("generated code differs from protos/ (run `make proto`):", *stale, sep="\n  ")
     return 1 if stale else 0

@@ -1,0 +1,19 @@
+.PHONY: test lint proto
+VENV := .venv
+STAMP := $(VENV)/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
+
+$(STAMP):
+	/usr/bin/python3 -m venv $(VENV) || python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q -e '.[dev]'
+	touch $@
+
+proto: $(STAMP)
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(VENV)/bin/python tools/generate_protos.py
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/buf lint protos
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(VENV)/bin/python tools/generate_protos.py --check
+
+test: lint
+	$(VENV)/bin/pytest tests
