@@ -1,0 +1,98 @@
+"""One interceptor for every rpc: errors to statuses, a span, and one canonical log line."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+from opentelemetry import trace
+
+from service_kit import errors, telemetry
+
+log = structlog.get_logger("rpc")
+
+# Probed all the time by machines: a line per call would bury the others.
+QUIET_PREFIXES = ("/grpc.health.", "/grpc.reflection.")
+
+
+class RpcInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps handlers of all four kinds. Handlers raise SandpoolError; anything else is INTERNAL and logged whole."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """grpc.aio's hook: replaces the handler by a wrapped one."""
+        handler: Any = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(QUIET_PREFIXES):
+            return handler  # type: ignore[no-any-return]
+        if handler.unary_unary:
+            return handler._replace(unary_unary=_unary(method, handler.unary_unary))  # type: ignore[no-any-return]
+        if handler.stream_unary:
+            return handler._replace(stream_unary=_unary(method, handler.stream_unary))  # type: ignore[no-any-return]
+        if handler.unary_stream:
+            return handler._replace(unary_stream=_stream(method, handler.unary_stream))  # type: ignore[no-any-return]
+        return handler._replace(stream_stream=_stream(method, handler.stream_stream))  # type: ignore[no-any-return]
+
+
+def _unary(method: str, handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async with _rpc(method, context):
+            return await handler(request, context)
+
+    return call
+
+
+def _stream(method: str, handler: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        async with _rpc(method, context):
+            async for response in handler(request, context):
+                yield response
+
+    return call
+
+
+@asynccontextmanager
+async def _rpc(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+    record = telemetry.begin()
+    begun = time.perf_counter()
+    code = "CANCELLED"  # what it was if nothing below says otherwise
+    parent = telemetry.incoming(context.invocation_metadata() or ())
+    with trace.get_tracer("sandpool").start_as_current_span(
+        method[1:], parent, kind=trace.SpanKind.SERVER, record_exception=False
+    ):
+        try:
+            yield
+            code = "OK"
+        except errors.SandpoolError as error:
+            code = error.code.name
+            telemetry.annotate(reason=error.reason)
+            await context.abort_with_status(errors.to_status(error))
+        except grpc.aio.AioRpcError as error:
+            mapped = errors.from_rpc_error(error)
+            code = mapped.code.name
+            telemetry.annotate(reason=mapped.reason)
+            await context.abort_with_status(errors.to_status(mapped))
+        except Exception:
+            code = "INTERNAL"
+            log.exception("rpc_failed", method=method)
+            await context.abort_with_status(errors.to_status(errors.Internal("INTERNAL", "an internal error; see log")))
+        finally:
+            _write_line(method, code, time.perf_counter() - begun, record)
+
+
+def _write_line(method: str, code: str, seconds: float, record: telemetry.RpcRecord) -> None:
+    stages = {f"{name}_ms": round(value * 1000, 3) for name, value in record.stages.items()}
+    log.info(
+        "rpc",
+        method=method,
+        code=code,
+        duration_ms=round(seconds * 1000, 3),
+        **stages,
+        unexplained_ms=round((seconds - sum(record.stages.values())) * 1000, 3) if stages else None,
+        **record.annotations,
+    )

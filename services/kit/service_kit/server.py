@@ -1,0 +1,111 @@
+"""Serving and ending: one server per process, health, reflection, draining on SIGTERM."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from service_kit.interceptor import RpcInterceptor
+from service_kit.rpc import SERVER_OPTIONS, is_local
+
+# Streams in flight get this long to end by themselves after SIGTERM.
+DRAIN_SECONDS = 10.0
+
+# An ambient proxy breaks loopback channels, and a no_proxy bypasses the tunnel (measured).
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "grpc_proxy", "no_proxy", "no_grpc_proxy")
+
+
+class ListenRefused(Exception):
+    """The address cannot be served: taken, or reachable from elsewhere without TLS."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A server that answers. addresses are as clients dial them, with the real ports."""
+
+    server: grpc.aio.Server
+    addresses: tuple[str, ...]
+    health: HealthServicer
+
+
+@asynccontextmanager
+async def serve(
+    listen: Iterable[str], services: Mapping[str, Callable[[grpc.aio.Server], None]]
+) -> AsyncIterator[Serving]:
+    """Serve until the block ends, then refuse new calls and give those in flight DRAIN_SECONDS.
+
+    services maps full names to functions that add the servicer. listen has unix:PATH or 127.0.0.1:PORT (0: any free
+    one). Raises ListenRefused.
+    """
+    server = grpc.aio.server(interceptors=(RpcInterceptor(),), options=SERVER_OPTIONS)
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    for add in services.values():
+        add(server)
+    names = (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    addresses = tuple([_bind(server, address) for address in listen])
+    await server.start()
+    for name in ("", *services):
+        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield Serving(server, addresses, health)
+    finally:
+        await health.enter_graceful_shutdown()
+        await server.stop(DRAIN_SECONDS)
+
+
+def _bind(server: grpc.aio.Server, address: str) -> str:
+    if not is_local(address):
+        raise ListenRefused(f"{address}: only loopback and unix sockets can be served without TLS")
+    if address.startswith("unix:"):
+        Path(address.removeprefix("unix:")).unlink(missing_ok=True)  # left by a killed predecessor
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ListenRefused(f"{address}: {error}") from error
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run main until it returns.
+
+    Its argument is set by the first SIGTERM or SIGINT, or when the parent has died (end of file on the descriptor named
+    by SANDPOOL_LIFELINE_FD). A second signal exits at once.
+    """
+    for name in PROXY_VARIABLES:
+        os.environ.pop(name, None)
+        os.environ.pop(name.upper(), None)
+    asyncio.run(_run(main))
+
+
+async def _run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if stopping.is_set():
+            os._exit(1)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    lifeline = os.environ.pop("SANDPOOL_LIFELINE_FD", None)
+    if lifeline is not None:
+        descriptor = int(lifeline)
+
+        def orphaned() -> None:
+            # Nothing is ever written to it: readable means that the other end is gone.
+            loop.remove_reader(descriptor)
+            stopping.set()
+
+        loop.add_reader(descriptor, orphaned)
+    await main(stopping)
