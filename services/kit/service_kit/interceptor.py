@@ -1,5 +1,7 @@
 """One interceptor for every rpc: errors to statuses, a span, and one canonical log line."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager

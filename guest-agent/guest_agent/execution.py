@@ -1,0 +1,196 @@
+"""Executions: one run of code or of a command, kept by id with its output."""
+
+import asyncio
+import hashlib
+import os
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from google.protobuf import timestamp_pb2
+from guest_agent.activity import Activity
+from guest_agent.output import Gap, Item, OutputLog
+from sandpool.v1 import execution_pb2 as pb
+
+# A program may be this far ahead of its fastest reader, and that much is kept for one who comes later.
+BUFFER_BYTES = 8 << 20
+CHUNK_BYTES = 128 << 10
+DEFAULT_OUTPUT_LIMIT = 256 << 20
+KEPT_ENDED = 256
+
+
+class ExecutionIdTaken(Exception):
+    """The id belongs to an execution with another request."""
+
+
+@dataclass(eq=False)
+class Execution:
+    """State and output of one execution. end is set exactly once."""
+
+    execution_id: str
+    digest: bytes
+    background: bool
+    output: OutputLog
+    created_at: float
+    state: pb.ExecutionState.ValueType = pb.EXECUTION_STATE_QUEUED
+    end: pb.ExecutionEnded | None = None
+    unattended_seconds: float | None = 60.0
+    cancel: Callable[[pb.KillReason.ValueType], None] = lambda _reason: None
+    signal: Callable[[int], None] | None = None
+    resume_reading: Callable[[], None] = lambda: None
+    stdin: asyncio.WriteTransport | None = None
+    queued_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _lonely: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """The program begins to run."""
+        self.state, self.started_at = pb.EXECUTION_STATE_RUNNING, time.monotonic()
+
+    def finish(self, ended: pb.ExecutionEnded) -> None:
+        """Set the terminal event, with our timings."""
+        now = time.monotonic()
+        begun = self.started_at or now
+        ended.timings.guest_queue_us = int((begun - self.queued_at) * 1e6)
+        ended.timings.guest_run_us = int((now - begun) * 1e6)
+        self.state, self.end = pb.EXECUTION_STATE_ENDED, ended
+        if self._lonely:
+            self._lonely.cancel()
+        self.notify()
+
+    def notify(self) -> None:
+        """Wake every reader."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def watch_loneliness(self) -> None:
+        """Without a reader for unattended_seconds, a foreground execution is killed."""
+        if self._lonely:
+            self._lonely.cancel()
+            self._lonely = None
+        if not self.output.readers and self.end is None and not self.background and self.unattended_seconds:
+            loop = asyncio.get_running_loop()
+            self._lonely = loop.call_later(self.unattended_seconds, lambda: self.cancel(pb.KILL_REASON_UNATTENDED))
+
+    async def events(self, position: int, attached: bool) -> AsyncIterator[pb.ExecutionEvent]:
+        """The stream of one reader from a position to the terminal event. Raises ValueError for a bad position."""
+        reader = self.output.attach(position)
+        self.watch_loneliness()
+        try:
+            started = pb.ExecutionStarted(execution_id=self.execution_id, attached=attached)
+            yield pb.ExecutionEvent(started=started, next_position=position)
+            while True:
+                changed = self._changed
+                for item in self.output.next(reader):
+                    for event in _events_of(item):
+                        yield event
+                    self.resume_reading()
+                if self.end is not None and reader.position >= self.output.position:
+                    yield pb.ExecutionEvent(ended=self.end, next_position=reader.position)
+                    return
+                if changed is self._changed:
+                    await changed.wait()
+        finally:
+            self.output.detach(reader)
+            self.resume_reading()
+            self.watch_loneliness()
+
+    def describe(self) -> pb.Execution:
+        """The resource that Get and List answer."""
+        created = timestamp_pb2.Timestamp()
+        created.FromNanoseconds(int(self.created_at * 1e9))
+        return pb.Execution(
+            execution_id=self.execution_id,
+            state=self.state,
+            background=self.background,
+            created_at=created,
+            stdout_bytes=self.output.written[1],
+            stderr_bytes=self.output.written[2],
+            position=self.output.position,
+            ended=self.end,
+        )
+
+
+def _events_of(item: Item | Gap) -> list[pb.ExecutionEvent]:
+    if isinstance(item, Gap):
+        return [
+            _gap_event(item.source, item.result_id, item.begin, item.end, pb.GAP_REASON_READER_BEHIND, item.position)
+        ]
+    if item.limit_gap:
+        end = (1 << 64) - 1
+        return [_gap_event(item.source, 0, item.offset, end, pb.GAP_REASON_OUTPUT_LIMIT, item.position)]
+    if item.source == "error":
+        return [pb.ExecutionEvent(error=pb.ExecutionError.FromString(item.data), next_position=item.end)]
+    if item.source == "result":
+        result = pb.ResultChunk(
+            result_id=item.result_id,
+            mime_type=item.mime_type,
+            offset=item.offset,
+            data=item.data,
+            last=item.last,
+            is_value=item.is_value,
+        )
+        return [pb.ExecutionEvent(result=result, next_position=item.end)]
+    output = pb.OutputChunk(stream=item.source, offset=item.offset, data=item.data)  # type: ignore[arg-type]
+    return [pb.ExecutionEvent(output=output, next_position=item.end)]
+
+
+def _gap_event(
+    source: int | str, result_id: int, begin: int, end: int, reason: pb.GapReason.ValueType, position: int
+) -> pb.ExecutionEvent:
+    gap = pb.OutputGap(reason=reason, begin=begin, end=end)
+    if isinstance(source, int):
+        gap.stream = source  # type: ignore[assignment]
+    else:
+        gap.result_id = result_id
+    return pb.ExecutionEvent(gap=gap, next_position=position)
+
+
+class Executions:
+    """Every execution of this VM by id: all that run, and the latest KEPT_ENDED that have ended."""
+
+    def __init__(self, activity: Activity) -> None:
+        self.activity = activity
+        self.background_is_activity = True
+        self.by_id: OrderedDict[str, Execution] = OrderedDict()
+
+    def open(self, request: pb.ExecuteRequest) -> tuple[Execution, bool]:
+        """The execution of this request and whether it is new. Raises ExecutionIdTaken."""
+        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        known = self.by_id.get(request.execution_id)
+        if known is not None:
+            if known.digest != digest:
+                raise ExecutionIdTaken
+            return known, False
+        execution = Execution(
+            request.execution_id or os.urandom(10).hex(),
+            digest,
+            request.background,
+            OutputLog(BUFFER_BYTES, request.output_limit_bytes or DEFAULT_OUTPUT_LIMIT),
+            time.time(),
+        )
+        if request.HasField("unattended_timeout"):
+            execution.unattended_seconds = request.unattended_timeout.ToMilliseconds() / 1000
+        self.by_id[execution.execution_id] = execution
+        self._forget_old()
+        return execution, True
+
+    async def track(self, execution: Execution, run: Callable[[], AsyncIterator[None]]) -> None:
+        """Count an execution as activity for as long as run goes on."""
+        counted = not execution.background or self.background_is_activity
+        if counted:
+            self.activity.begin_execution()
+        try:
+            async for _ in run():
+                pass
+        finally:
+            if counted:
+                self.activity.end_execution(time.monotonic())
+
+    def _forget_old(self) -> None:
+        ended = [execution for execution in self.by_id.values() if execution.end is not None]
+        for execution in ended[: max(0, len(ended) - KEPT_ENDED)]:
+            if not execution.output.readers:
+                del self.by_id[execution.execution_id]

@@ -1,0 +1,222 @@
+"""The Python worker: an IPython InteractiveShell in a process of its own, spoken to over two pipes.
+
+Started by the guest agent as `python -u -m guest_agent.worker REQUESTS REPLIES` (descriptor numbers). A frame is one byte
+of kind, four bytes of length (big endian), then the payload. Requests: X (JSON: source, env, cwd), S (seed bytes).
+Replies: R (JSON header, newline, raw data), E (JSON: end of the cell), S (32 random bytes after reseeding).
+Output is not framed: descriptors 1 and 2 are pipes that the agent reads, so that children and C code stream too.
+"""
+
+import gc
+import io
+import json
+import os
+import random
+import resource
+import signal
+import struct
+import sys
+import warnings
+from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+# Imported before the template is frozen, so that they cost a session nothing. What is not installed is passed over.
+POPULAR = (
+    "numpy", "pandas", "scipy", "scipy.stats", "sklearn", "sklearn.linear_model", "matplotlib", "matplotlib.pyplot",
+    "PIL.Image", "openpyxl", "requests", "sympy", "bs4", "lxml.etree",
+)  # fmt: skip
+
+
+class Pipe:
+    """Framed messages over two descriptors."""
+
+    def __init__(self, requests: int, replies: int) -> None:
+        self._in = os.fdopen(requests, "rb")
+        self._out = replies
+
+    def receive(self) -> tuple[str, bytes]:
+        """Kind and payload of the next request. Raises EOFError when the agent is gone."""
+        head = self._in.read(5)
+        if len(head) < 5:
+            raise EOFError
+        kind, length = struct.unpack(">BI", head)
+        return chr(kind), self._in.read(length)
+
+    def send(self, kind: str, *parts: bytes) -> None:
+        """Write one frame whole."""
+        payload = b"".join(parts)
+        view = memoryview(struct.pack(">BI", ord(kind), len(payload)) + payload)
+        while view:
+            view = view[os.write(self._out, view) :]
+
+
+class Worker:
+    """The shell and what it is doing."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.pipe = pipe
+        self.running = False
+        self.results = 0
+        self.failure: tuple[str, str, str] | None = None
+        self.shell = self._make_shell()
+
+    def _make_shell(self) -> Any:
+        config = Config()
+        config.HistoryManager.enabled = False
+        config.InteractiveShell.colors = "nocolor"
+        config.InteractiveShell.xmode = "Context"
+        shell = InteractiveShell.instance(config=config)
+        shell.displayhook = Display(self, shell)
+        shell.display_trap.hook = shell.displayhook
+        shell.display_pub.publish = self.publish
+        shell._showtraceback = self.show_traceback
+        shell.user_ns["exit"] = shell.user_ns["quit"] = sys.exit
+        warnings.filterwarnings("ignore", message="To exit: use")
+        warnings.filterwarnings("ignore", message=".*FigureCanvasAgg is non-interactive.*")
+        return shell
+
+    def publish(self, data: dict[str, Any], *_: Any, is_value: bool = False, **__: Any) -> None:
+        """Send one displayed value: each of its representations is a result of its own MIME type."""
+        self.results += 1
+        for mime_type, value in data.items():
+            if isinstance(value, bytes):
+                raw = value
+            elif isinstance(value, str):
+                raw = value.encode("utf-8", "replace")
+            else:
+                raw = json.dumps(value, default=str).encode()
+            header = {"id": self.results, "mime": mime_type, "value": is_value}
+            self.pipe.send("R", json.dumps(header).encode(), b"\n", raw)
+
+    def show_traceback(self, kind: type[BaseException], value: BaseException, lines: list[str]) -> None:
+        """Keep the exception for the end frame instead of printing it."""
+        self.failure = (kind.__name__, str(value), "\n".join(lines))
+
+    def run(self, source: str, env: dict[str, str], cwd: str | None) -> dict[str, Any]:
+        """Run one cell. Returns the end frame's content."""
+        self.results, self.failure = 0, None
+        before = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        saved = {name: os.environ.get(name) for name in env}
+        os.environ.update(env)
+        if cwd:
+            os.chdir(cwd)
+        try:
+            self.running = True
+            outcome = self.shell.run_cell(source, store_history=True)
+            self._show_figures()
+        except KeyboardInterrupt as error:  # arrived outside of the cell's own frames
+            return self._end(before, error)
+        finally:
+            self.running = False
+            for name, value in saved.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+        return self._end(before, outcome.error_before_exec or outcome.error_in_exec)
+
+    def _end(self, before: Any, error: BaseException | None) -> dict[str, Any]:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        end: dict[str, Any] = {"exit": 0, "cpu": 0.0}
+        for then, who in zip(before, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN), strict=True):
+            now = resource.getrusage(who)
+            end["cpu"] += now.ru_utime + now.ru_stime - then.ru_utime - then.ru_stime
+            end["memory"] = max(end.get("memory", 0), now.ru_maxrss * 1024)
+        if isinstance(error, SystemExit):
+            end["exit"] = error.code if isinstance(error.code, int) else int(error.code is not None)
+        elif error is not None:
+            name, value, trace = self.failure or (type(error).__name__, str(error), "")
+            end.update(exit=1, error={"name": name[:256], "value": value[:16384], "traceback": trace[-65536:]})
+        return end
+
+    def _show_figures(self) -> None:
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        if pyplot is None:
+            return
+        for number in pyplot.get_fignums():
+            picture = io.BytesIO()
+            pyplot.figure(number).savefig(picture, format="png", bbox_inches="tight")
+            self.publish({"image/png": picture.getvalue()})
+        pyplot.close("all")
+
+    def seed(self, seed: bytes) -> bytes:
+        """Make every generator of this process its own. Returns a sample."""
+        random.seed(seed)
+        numpy = sys.modules.get("numpy")
+        if numpy is not None:
+            numpy.random.seed(list(seed[:32]))
+        sys.modules.get("uuid", random).__dict__.pop("_last_timestamp", None)
+        return random.randbytes(32)
+
+
+class Display:
+    """sys.displayhook: the value of a cell's last expression."""
+
+    is_active = False  # IPython asks, to colour outputs that it prints itself
+
+    def __init__(self, worker: Worker, shell: Any) -> None:
+        self._worker = worker
+        self._shell = shell
+        self.exec_result: Any = None
+
+    def __call__(self, value: Any = None) -> None:
+        """Send it and keep it as `_`."""
+        if value is None:
+            return
+        self._shell.user_ns["_"] = value
+        if self.exec_result is not None:
+            self.exec_result.result = value
+        data, _ = self._shell.display_formatter.format(value)
+        self._worker.publish(data, is_value=True)
+
+    def quiet(self) -> bool:
+        """IPython asks; a trailing semicolon is not special here."""
+        return False
+
+
+def preimport() -> None:
+    """Import the popular libraries and run once through what a first cell would run."""
+    for name in POPULAR:
+        try:
+            __import__(name)
+        except ImportError:
+            continue
+    pandas = sys.modules.get("pandas")
+    if pandas is not None:
+        pandas.DataFrame({"a": [1.0], "b": ["x"]}).describe()._repr_html_()
+
+
+def main() -> None:
+    """Entry point."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    # Descriptor 0 is /dev/null: input() raises EOFError at once.
+    worker = Worker(Pipe(int(sys.argv[1]), int(sys.argv[2])))
+
+    def interrupt(_number: int, _frame: Any) -> None:
+        if worker.running:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    if "--preimport" in sys.argv:
+        preimport()
+
+    gc.collect()
+    gc.freeze()
+    worker.pipe.send("S", b"ready")
+    while True:
+        try:
+            kind, payload = worker.pipe.receive()
+        except EOFError:
+            os._exit(0)
+        if kind == "S":
+            worker.pipe.send("S", worker.seed(payload))
+        else:
+            request = json.loads(payload)
+            end = worker.run(request["source"], request["env"], request["cwd"])
+            worker.pipe.send("E", json.dumps(end).encode())
+
+
+if __name__ == "__main__":
+    main()
