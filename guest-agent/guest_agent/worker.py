@@ -6,6 +6,7 @@ Replies: R (JSON header, newline, raw data), E (JSON: end of the cell), S (32 ra
 Output is not framed: descriptors 1 and 2 are pipes that the agent reads, so that children and C code stream too.
 """
 
+import base64
 import gc
 import io
 import json
@@ -93,7 +94,7 @@ class Worker:
         """Keep the exception for the end frame instead of printing it."""
         self.failure = (kind.__name__, str(value), "\n".join(lines))
 
-    def run(self, source: str, env: dict[str, str], cwd: str | None) -> dict[str, Any]:
+    def run(self, source: str, env: dict[str, str], cwd: str | None, stdin: bytes) -> dict[str, Any]:
         """Run one cell. Returns the end frame's content."""
         self.results, self.failure = 0, None
         before = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -101,6 +102,7 @@ class Worker:
         os.environ.update(env)
         if cwd:
             os.chdir(cwd)
+        sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))
         try:
             self.running = True
             outcome = self.shell.run_cell(source, store_history=True)
@@ -214,7 +216,7 @@ def main() -> None:
             worker.pipe.send("S", worker.seed(payload))
         else:
             request = json.loads(payload)
-            end = worker.run(request["source"], request["env"], request["cwd"])
+            end = worker.run(request["source"], request["env"], request["cwd"], base64.b64decode(request["stdin"]))
             worker.pipe.send("E", json.dumps(end).encode())
 
 
