@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from google.protobuf import timestamp_pb2
+
 from guest_agent.activity import Activity
 from guest_agent.output import Gap, Item, OutputLog
 from sandpool.v1 import execution_pb2 as pb
@@ -59,6 +60,11 @@ class Execution:
         if self._lonely:
             self._lonely.cancel()
         self.notify()
+
+    async def ended(self) -> None:
+        """Wait for the terminal event."""
+        while self.end is None:
+            await self._changed.wait()
 
     def notify(self) -> None:
         """Wake every reader."""
@@ -176,18 +182,6 @@ class Executions:
         self.by_id[execution.execution_id] = execution
         self._forget_old()
         return execution, True
-
-    async def track(self, execution: Execution, run: Callable[[], AsyncIterator[None]]) -> None:
-        """Count an execution as activity for as long as run goes on."""
-        counted = not execution.background or self.background_is_activity
-        if counted:
-            self.activity.begin_execution()
-        try:
-            async for _ in run():
-                pass
-        finally:
-            if counted:
-                self.activity.end_execution(time.monotonic())
 
     def _forget_old(self) -> None:
         ended = [execution for execution in self.by_id.values() if execution.end is not None]

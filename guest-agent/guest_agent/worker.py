@@ -67,7 +67,7 @@ class Worker:
         config.HistoryManager.enabled = False
         config.InteractiveShell.colors = "nocolor"
         config.InteractiveShell.xmode = "Context"
-        shell = InteractiveShell.instance(config=config)
+        shell: Any = InteractiveShell.instance(config=config)
         shell.displayhook = Display(self, shell)
         shell.display_trap.hook = shell.displayhook
         shell.display_pub.publish = self.publish

@@ -1,0 +1,107 @@
+"""From protobuf service descriptors to grpclib handlers, with errors as status and `sandpool-reason`."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpclib.const
+import grpclib.server
+from google.protobuf import message_factory
+from google.protobuf.descriptor import ServiceDescriptor
+from grpclib.const import Status
+
+from guest_agent.activity import Activity, Sealed
+
+Unary = Callable[[Any], Awaitable[Any]]
+ServerStream = Callable[[Any], AsyncIterator[Any]]
+ClientStream = Callable[[AsyncIterator[Any]], Awaitable[Any]]
+
+
+class Refused(Exception):
+    """What the caller is told: a status, a reason in UPPER_SNAKE_CASE, a message, and the bad field if there is one."""
+
+    def __init__(self, status: Status, reason: str, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.status, self.reason, self.field = status, reason, field
+
+
+class Service:
+    """One gRPC service: methods by name; those that are missing answer UNIMPLEMENTED.
+
+    activity is given for services of the data plane: every call counts, and none is let in once sealed.
+    """
+
+    def __init__(
+        self, descriptor: ServiceDescriptor, methods: dict[str, Callable[..., Any]], activity: Activity | None
+    ):
+        self._descriptor = descriptor
+        self._methods = methods
+        self._activity = activity
+
+    def __mapping__(self) -> dict[str, grpclib.const.Handler]:
+        """grpclib's hook."""
+        handlers = {}
+        for method in self._descriptor.methods:
+            cardinality = {
+                (False, False): grpclib.const.Cardinality.UNARY_UNARY,
+                (False, True): grpclib.const.Cardinality.UNARY_STREAM,
+                (True, False): grpclib.const.Cardinality.STREAM_UNARY,
+                (True, True): grpclib.const.Cardinality.STREAM_STREAM,
+            }[method.client_streaming, method.server_streaming]
+            handlers[f"/{self._descriptor.full_name}/{method.name}"] = grpclib.const.Handler(
+                self._handler(self._methods.get(method.name), cardinality),
+                cardinality,
+                message_factory.GetMessageClass(method.input_type),
+                message_factory.GetMessageClass(method.output_type),
+            )
+        return handlers
+
+    def _handler(
+        self, method: Callable[..., Any] | None, cardinality: grpclib.const.Cardinality
+    ) -> Callable[[grpclib.server.Stream[Any, Any]], Awaitable[None]]:
+        async def handle(stream: grpclib.server.Stream[Any, Any]) -> None:
+            try:
+                if method is None:
+                    raise Refused(Status.UNIMPLEMENTED, "UNIMPLEMENTED", "not built yet")
+                if self._activity is not None:
+                    self._activity.begin_call()
+            except Refused as error:
+                await _refuse(stream, error)
+                return
+            except Sealed:
+                await _refuse(stream, Refused(Status.FAILED_PRECONDITION, "SEALED", "the session has ended"))
+                return
+            try:
+                await _serve(stream, method, cardinality)
+            except Refused as error:
+                await _refuse(stream, error)
+            finally:
+                if self._activity is not None:
+                    self._activity.end_call(time.monotonic())
+
+        return handle
+
+
+async def _serve(
+    stream: grpclib.server.Stream[Any, Any], method: Callable[..., Any], cardinality: grpclib.const.Cardinality
+) -> None:
+    request = _requests(stream) if cardinality.client_streaming else await stream.recv_message()
+    if cardinality.server_streaming:
+        events = method(request)
+        try:
+            async for response in events:
+                await stream.send_message(response)
+        finally:
+            await events.aclose()
+    else:
+        await stream.send_message(await method(request))
+
+
+async def _requests(stream: grpclib.server.Stream[Any, Any]) -> AsyncIterator[Any]:
+    while (message := await stream.recv_message()) is not None:
+        yield message
+
+
+async def _refuse(stream: grpclib.server.Stream[Any, Any], error: Refused) -> None:
+    metadata = {"sandpool-reason": error.reason} | ({"sandpool-field": error.field} if error.field else {})
+    await stream.send_trailing_metadata(status=error.status, status_message=str(error)[:1024], metadata=metadata)
