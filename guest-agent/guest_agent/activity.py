@@ -1,4 +1,4 @@
-"""Whether the session is idle, and for how long. Pure: time comes in as an argument, in seconds of a monotonic clock."""
+"""Whether the session is idle, and for how long. Pure: time comes in, as seconds of a monotonic clock."""
 
 from dataclasses import dataclass
 
@@ -53,7 +53,7 @@ class Activity:
         return None if self.calls or self.executions else max(0.0, now - self._idle_since)
 
     def seal(self, now: float, only_if_idle_seconds: float, force: bool) -> SealAnswer:
-        """Refuse every later call, if idle for long enough or by force. Atomic: there is no await between look and act."""
+        """Refuse every later call, if idle for long enough or by force. Atomic: no await in between."""
         idle = self.idle_seconds(now)
         if force or self.sealed or (idle is not None and idle >= only_if_idle_seconds):
             self.sealed = True

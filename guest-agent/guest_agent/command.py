@@ -30,7 +30,7 @@ class CommandRun:
         self._process: asyncio.subprocess.Process | None = None
 
     async def run(self) -> None:
-        """Run to the end. A program that cannot be started ends with exit code 127 and a line on stderr, as in a shell."""
+        """Run to the end. A program that cannot be started: exit code 127 and a line on stderr, as in a shell."""
         execution = self._execution
         execution.start()
         execution.cancel, execution.signal = self._stop, self._signal
@@ -50,7 +50,12 @@ class CommandRun:
             if self._process is None:
                 for pump in pumps:
                     pump.close()
-        execution.resume_reading = lambda: [pump.resume() for pump in pumps] and None
+
+        def resume() -> None:
+            for pump in pumps:
+                pump.resume()
+
+        execution.resume_reading = resume
         await self._wait(self._process, pumps)
         execution.finish(self._ended(self._process, before))
 
@@ -68,9 +73,11 @@ class CommandRun:
             _arguments(self._request),
             env=dict(self._request.env),
             cwd=self._request.cwd,
-            stdin=asyncio.subprocess.PIPE if wants_stdin else asyncio.subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
+            streams={
+                "stdin": asyncio.subprocess.PIPE if wants_stdin else asyncio.subprocess.DEVNULL,
+                "stdout": stdout,
+                "stderr": stderr,
+            },
         )
 
     async def _wait(self, process: asyncio.subprocess.Process, pumps: list[Pump]) -> None:

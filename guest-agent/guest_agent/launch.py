@@ -21,14 +21,15 @@ class Launcher:
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
-        **streams: Any,
+        streams: Mapping[str, Any],
     ) -> asyncio.subprocess.Process:
-        """Start a program; streams are as for create_subprocess_exec. Raises OSError if it cannot be started."""
+        """Start a program; streams are keywords of create_subprocess_exec. Raises OSError if it cannot be started."""
         identity: dict[str, Any] = {}
         if self._user is not None:
             identity = {"user": self._user, "group": self._user, "extra_groups": ()}
         return await asyncio.create_subprocess_exec(
-            *arguments,
+            arguments[0],
+            *arguments[1:],
             env={**self._environment, **(env or {})},
             cwd=self.data / (cwd or ""),
             start_new_session=True,

@@ -139,7 +139,7 @@ class OutputLog:
                 return
 
     def _gaps(self, reader: Reader) -> Iterator[Gap]:
-        """One gap per source that lost bytes; for a reader that attached in the middle of what is gone it may begin early."""
+        """One per source that lost bytes; it may begin early for a reader that attached in the middle of them."""
         reader.position = self._dropped_position
         for key, end in self._dropped.items():
             begin = reader.sent.get(key, 0)

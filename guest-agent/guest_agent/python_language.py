@@ -136,10 +136,12 @@ class PythonLanguage:
         process = await self._launcher.start(
             "python",
             arguments + ["--preimport"] * self._preimport,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=stdout_out,
-            stderr=stderr_out,
-            pass_fds=(requests_in, replies_out),
+            streams={
+                "stdin": asyncio.subprocess.DEVNULL,
+                "stdout": stdout_out,
+                "stderr": stderr_out,
+                "pass_fds": (requests_in, replies_out),
+            },
         )
         for descriptor in (requests_in, replies_out, stdout_out, stderr_out):
             os.close(descriptor)

@@ -1,7 +1,7 @@
 """The Python worker: an IPython InteractiveShell in a process of its own, spoken to over two pipes.
 
-Started by the guest agent as `python -u -m guest_agent.worker REQUESTS REPLIES` (descriptor numbers). A frame is one byte
-of kind, four bytes of length (big endian), then the payload. Requests: X (JSON: source, env, cwd), S (seed bytes).
+Started by the guest agent as `python -u -m guest_agent.worker REQUESTS REPLIES` (descriptor numbers). A frame is a byte
+of kind, four bytes of length (big endian), then the payload. Requests: X (JSON of a cell), S (seed bytes).
 Replies: R (JSON header, newline, raw data), E (JSON: end of the cell), S (32 random bytes after reseeding).
 Output is not framed: descriptors 1 and 2 are pipes that the agent reads, so that children and C code stream too.
 """

@@ -1,0 +1,113 @@
+"""sandpool.guest.v1.GuestService: the life of this agent, from template to clone to sealed."""
+
+import hashlib
+import os
+import time
+from typing import Any, Protocol
+
+from google.protobuf import duration_pb2, timestamp_pb2
+from grpclib.const import Status
+
+from guest_agent.execution import Executions
+from guest_agent.python_language import PythonLanguage
+from guest_agent.rpc import Refused
+from sandpool.guest.v1 import guest_pb2 as pb
+
+PROTOCOL_VERSION = 1
+AGENT_VERSION = "0.1.0"
+
+
+class Identity(Protocol):
+    """What makes a machine itself: a VM's kernel, or nothing at all for an agent that runs natively."""
+
+    def assume(self, request: pb.PrepareRequest) -> None:
+        """Take entropy, clock, machine-id, boot-id and hostname from the request. Raises OSError."""
+
+    def settle(self) -> None:
+        """Write everything to disk and drop caches, before the machine is frozen."""
+
+
+class GuestService:
+    """Describe, Quiesce, Prepare, Seal, Unseal."""
+
+    def __init__(self, executions: Executions, python: PythonLanguage, identity: Identity) -> None:
+        self._executions = executions
+        self._activity = executions.activity
+        self._python = python
+        self._identity = identity
+        self._prepared: tuple[str, pb.PrepareResponse] | None = None
+
+    def methods(self) -> dict[str, Any]:
+        """By rpc name."""
+        return {
+            "Describe": self.describe,
+            "Quiesce": self.quiesce,
+            "Prepare": self.prepare,
+            "Seal": self.seal,
+            "Unseal": self.unseal,
+        }
+
+    async def describe(self, _request: pb.DescribeRequest) -> pb.DescribeResponse:
+        """What this is."""
+        return pb.DescribeResponse(
+            protocol_version=PROTOCOL_VERSION,
+            agent_version=AGENT_VERSION,
+            vm_id=self._prepared[0] if self._prepared else "",
+            activity=self._describe_activity(),
+        )
+
+    async def quiesce(self, _request: pb.QuiesceRequest) -> pb.QuiesceResponse:
+        """Get everything going that a clone should find going."""
+        await self._python.seed(os.urandom(32))
+        self._identity.settle()
+        return pb.QuiesceResponse(protocol_version=PROTOCOL_VERSION, agent_version=AGENT_VERSION)
+
+    async def prepare(self, request: pb.PrepareRequest) -> pb.PrepareResponse:
+        """Become a VM of its own."""
+        if self._prepared is not None:
+            if self._prepared[0] != request.vm_id:
+                raise Refused(Status.FAILED_PRECONDITION, "PREPARED", "prepared as another vm")
+            return self._prepared[1]
+        try:
+            self._identity.assume(request)
+        except OSError as error:
+            raise Refused(Status.INTERNAL, "PREPARE_FAILED", f"identity: {error.strerror}") from error
+        self._executions.background_is_activity = request.background_is_activity
+        now = timestamp_pb2.Timestamp()
+        now.GetCurrentTime()
+        # A sample is the proof that the worker answers, and that it is not the worker of another clone.
+        sample = await self._python.seed(hashlib.sha256(request.entropy + os.urandom(32)).digest())
+        response = pb.PrepareResponse(
+            protocol_version=PROTOCOL_VERSION,
+            random_sample=os.urandom(32),
+            now=now,
+            worker_samples={"python": sample},
+        )
+        self._activity.reset(time.monotonic())
+        self._prepared = request.vm_id, response
+        return response
+
+    async def seal(self, request: pb.SealRequest) -> pb.SealResponse:
+        """Refuse from now on, if idle."""
+        seconds = request.only_if_idle_for.ToNanoseconds() / 1e9
+        answer = self._activity.seal(time.monotonic(), seconds, request.force)
+        response = pb.SealResponse(sealed=answer.sealed, activity=self._describe_activity())
+        if answer.remaining_seconds is not None:
+            response.remaining.FromNanoseconds(int(answer.remaining_seconds * 1e9))
+        return response
+
+    async def unseal(self, _request: pb.UnsealRequest) -> pb.UnsealResponse:
+        """Serve again."""
+        self._activity.unseal()
+        return pb.UnsealResponse()
+
+    def _describe_activity(self) -> pb.Activity:
+        idle = self._activity.idle_seconds(time.monotonic())
+        idle_for = duration_pb2.Duration()
+        if idle is not None:
+            idle_for.FromNanoseconds(int(idle * 1e9))
+        return pb.Activity(
+            calls=self._activity.calls,
+            executions=self._activity.executions,
+            idle_for=None if idle is None else idle_for,
+        )
