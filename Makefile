@@ -13,7 +13,7 @@ proto: $(STAMP)
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy services/kit/service_kit guest-agent/guest_agent tools
+	$(VENV)/bin/mypy services/kit/service_kit services/node-agent/node_agent guest-agent/guest_agent tools
 	$(VENV)/bin/buf lint protos
 	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(VENV)/bin/python tools/generate_protos.py --check
 

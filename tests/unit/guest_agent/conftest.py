@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -98,5 +99,6 @@ async def agent() -> AsyncIterator[Agent]:
             guest: guest_pb2_grpc.GuestServiceAsyncStub
             guest = guest_pb2_grpc.GuestServiceStub(channel)  # type: ignore[assignment]
             yield Agent(process, path / "data", executions, guest)
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):  # a test may have ended it
+            process.terminate()
         assert await process.wait() == 0
