@@ -93,13 +93,20 @@ class CommandRun:
             timer.cancel()
         if self._kill:
             self._signal(signal.SIGKILL)  # whatever is left of the group
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
-                for pump in pumps:
-                    await pump.closed.wait()
+        for pump in pumps:
+            await self._rest(pump)
         for pump in pumps:
             pump.drain()
             pump.close()
+
+    async def _rest(self, pump: Pump) -> None:
+        """Wait for the end of a pipe, at the pace of the readers; not for a grandchild that keeps it open in silence."""
+        while not pump.closed.is_set():
+            try:
+                await asyncio.wait_for(pump.closed.wait(), LINGER_SECONDS)
+            except TimeoutError:
+                if self._execution.output.room():
+                    return
 
     def _ended(self, process: asyncio.subprocess.Process, before: resource.struct_rusage) -> pb.ExecutionEnded:
         now = resource.getrusage(resource.RUSAGE_CHILDREN)

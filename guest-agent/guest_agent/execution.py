@@ -44,6 +44,7 @@ class Execution:
     queued_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _moved: asyncio.Event = field(default_factory=asyncio.Event)
     _lonely: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -65,6 +66,16 @@ class Execution:
         """Wait for the terminal event."""
         while self.end is None:
             await self._changed.wait()
+
+    async def room(self) -> None:
+        """Wait until readers have caught up."""
+        while not self.output.room():
+            self._moved.clear()
+            await self._moved.wait()
+
+    def _reader_moved(self) -> None:
+        self._moved.set()
+        self.resume_reading()
 
     def notify(self) -> None:
         """Wake every reader."""
@@ -92,7 +103,7 @@ class Execution:
                 for item in self.output.next(reader):
                     for event in _events_of(item):
                         yield event
-                    self.resume_reading()
+                    self._reader_moved()
                 if self.end is not None and reader.position >= self.output.position:
                     yield pb.ExecutionEvent(ended=self.end, next_position=reader.position)
                     return
@@ -100,7 +111,7 @@ class Execution:
                     await changed.wait()
         finally:
             self.output.detach(reader)
-            self.resume_reading()
+            self._reader_moved()
             self.watch_loneliness()
 
     def describe(self) -> pb.Execution:

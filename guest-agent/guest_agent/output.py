@@ -85,7 +85,8 @@ class OutputLog:
         if not self.readers:
             return True
         fastest = max(reader.position for reader in self.readers)
-        return self.position - fastest < self._capacity
+        # An eighth is kept for what a pipe still holds when its program ends: it is taken without asking.
+        return self.position - fastest < self._capacity * 7 // 8
 
     def write(self, source: int, data: bytes) -> None:
         """Add output; beyond the limit it is discarded, with one marker."""

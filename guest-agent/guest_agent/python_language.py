@@ -204,8 +204,7 @@ class PythonLanguage:
             if kind == "E":
                 return _ended(execution, json.loads(payload))
             header, _, data = payload.partition(b"\n")
-            _add_result(execution, json.loads(header), data)
-            execution.notify()
+            await _add_result(execution, json.loads(header), data)
 
     async def _bury(self, worker: Process) -> pb.ExecutionEnded:
         self._worker = None
@@ -244,12 +243,14 @@ def _request(cell: Cell) -> bytes:
     return json.dumps({"source": cell.source, "env": cell.env, "cwd": cell.cwd, "stdin": stdin}).encode()
 
 
-def _add_result(execution: Execution, header: dict[str, object], data: bytes) -> None:
+async def _add_result(execution: Execution, header: dict[str, object], data: bytes) -> None:
     result_id, mime_type, is_value = int(str(header["id"])), str(header["mime"])[:256], bool(header["value"])
     for offset in range(0, len(data) or 1, CHUNK_BYTES):
         piece = data[offset : offset + CHUNK_BYTES]
         last = offset + len(piece) == len(data)
+        await execution.room()
         execution.output.add_result(result_id, mime_type, offset, piece, last, is_value)
+        execution.notify()
 
 
 def _ended(execution: Execution, end: dict[str, object]) -> pb.ExecutionEnded:

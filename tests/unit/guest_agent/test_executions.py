@@ -135,6 +135,13 @@ async def test_twenty_megabytes_arrive_whole(agent: Agent) -> None:
     assert len(outcome.stdout) == 20_000_000 and not outcome.gaps
 
 
+async def test_a_twenty_megabyte_result_is_only_more_chunks(agent: Agent) -> None:
+    source = "from IPython.display import display\ndisplay({'text/x-big': 'x' * 20_000_000}, raw=True)"
+    outcome = await agent.code(source)
+    assert outcome.results is not None and not outcome.gaps
+    assert len(outcome.results[1, "text/x-big"]) == 20_000_000
+
+
 async def test_a_sealed_agent_refuses_and_an_unsealed_one_serves(agent: Agent) -> None:
     prepare = guest_pb2.PrepareRequest(vm_id="v", entropy=b"e" * 256)
     answer = await agent.guest.Prepare(prepare)
