@@ -1,9 +1,10 @@
-"""Entry point: `python -m guest_agent --unix PATH --data DIR` serves natively on a unix socket."""
+"""Entry point: without arguments the agent of a VM; `--unix PATH --data DIR` serves natively on a unix socket."""
 
 import argparse
 import asyncio
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -15,14 +16,20 @@ from guest_agent.execution import Executions
 from guest_agent.execution_service import ExecutionService
 from guest_agent.guest_service import GuestService
 from guest_agent.launch import Launcher
+from guest_agent.machine import MachineIdentity
 from guest_agent.native import NativeIdentity
 from guest_agent.python_language import PythonLanguage
 from guest_agent.rpc import Service
+from guest_agent.serial import SerialServer, find_ports
 from sandpool.guest.v1 import guest_pb2
 from sandpool.v1 import execution_pb2, file_pb2
 
 # Windows of HTTP/2: what a stream and a connection may have under way.
 CONFIGURATION = Configuration(http2_connection_window_size=1 << 20, http2_stream_window_size=1 << 18)
+
+# The user of user code in the image.
+SANDBOX_USER = 1000
+VSOCK_PORT = 1024
 
 
 async def serve(arguments: argparse.Namespace) -> None:
@@ -31,10 +38,11 @@ async def serve(arguments: argparse.Namespace) -> None:
     data.mkdir(parents=True, exist_ok=True)
     activity = Activity(time.monotonic())
     executions = Executions(activity)
-    launcher = Launcher(data, os.environ, user=None)
-    python = PythonLanguage(launcher, preimport=arguments.preimport)
+    native = arguments.unix is not None
+    launcher = Launcher(data, os.environ, user=None if native else SANDBOX_USER)
+    python = PythonLanguage(launcher, preimport=arguments.preimport or not native)
     execution = ExecutionService(executions, python, launcher)
-    guest = GuestService(executions, python, NativeIdentity())
+    guest = GuestService(executions, python, NativeIdentity() if native else MachineIdentity())
     server = Server(
         [
             Service(execution_pb2.DESCRIPTOR.services_by_name["ExecutionService"], execution.methods(), activity),
@@ -45,19 +53,32 @@ async def serve(arguments: argparse.Namespace) -> None:
     )
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    await server.start(path=str(arguments.unix))
-    print("ready guest", arguments.unix, flush=True)
+    await listen(server, arguments.unix)
+    print("ready guest", arguments.unix or "vm", flush=True)
     cells = asyncio.create_task(python.run())
     await stopping.wait()
     cells.cancel()
     server.close()
 
 
+async def listen(server: Server, unix: Path | None) -> None:
+    """On a unix socket, on vsock where there is such a device, or on every virtio-serial port."""
+    if unix is not None:
+        await server.start(path=str(unix))
+    elif Path("/dev/vsock").exists():
+        listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        listener.bind((socket.VMADDR_CID_ANY, VSOCK_PORT))
+        await server.start(sock=listener)
+    else:
+        server._server_closed_fut = None  # grpclib's protocols ask for it; there is no asyncio server behind these
+        SerialServer(server._protocol_factory, find_ports())
+
+
 def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(prog="guest_agent", description=__doc__)
-    parser.add_argument("--unix", type=Path, required=True, help="path of the socket to serve on")
-    parser.add_argument("--data", type=Path, required=True, help="directory of the session's files")
+    parser.add_argument("--unix", type=Path, help="path of the socket to serve on")
+    parser.add_argument("--data", type=Path, default=Path("/mnt/data"), help="directory of the session's files")
     parser.add_argument("--preimport", action="store_true", help="import the popular libraries at the start")
     asyncio.run(serve(parser.parse_args()))
 

@@ -100,7 +100,7 @@ class CommandRun:
             pump.close()
 
     async def _rest(self, pump: Pump) -> None:
-        """Wait for the end of a pipe, at the pace of the readers; not for a grandchild that keeps it open in silence."""
+        """Wait for the end of a pipe, at the pace of the readers; not for a silent grandchild that keeps it open."""
         while not pump.closed.is_set():
             try:
                 await asyncio.wait_for(pump.closed.wait(), LINGER_SECONDS)
