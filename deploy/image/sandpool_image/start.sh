@@ -1,0 +1,15 @@
+#!/bin/busybox sh
+# Second half of the start, inside the real root. Stays as the first process: reaps orphans, restarts the agent.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 HOME=/mnt/data
+export PYTHONPATH=/opt/sandpool MPLCONFIGDIR=/tmp/matplotlib PYTHONDONTWRITEBYTECODE=1
+busybox mkdir -p /dev/pts /dev/shm
+busybox mount -t devpts devpts /dev/pts
+busybox mount -t tmpfs -o mode=1777 shm /dev/shm
+busybox mount -t tmpfs -o mode=755 run /run
+busybox mount -t cgroup2 cgroup /sys/fs/cgroup
+busybox ip link set lo up
+cd /mnt/data
+while :; do
+  python3 -m guest_agent
+  echo "sandpool: guest agent ended with $?"
+done
