@@ -67,6 +67,7 @@ def _lock(path: Path) -> Iterator[None]:
 def _our_files() -> dict[str, bytes]:
     """Everything that goes into the image besides packages, by its path there."""
     files = {"init": (HERE / "init.sh").read_bytes(), "opt/sandpool/start": (HERE / "start.sh").read_bytes()}
+    files["build"] = b"".join(path.read_bytes() for path in sorted(HERE.glob("*.py")))  # how it is made counts too
     files["opt/sandpool/sandpool/__init__.py"] = b""
     for package in ("guest_agent", "sandpool.v1", "sandpool.guest.v1"):
         spec = find_spec(package)
