@@ -62,16 +62,16 @@ async def serve(arguments: argparse.Namespace) -> None:
 
 
 async def listen(server: Server, unix: Path | None) -> None:
-    """On a unix socket, on vsock where there is such a device, or on every virtio-serial port."""
+    """On a unix socket, on every virtio-serial port of ours, or on vsock."""
     if unix is not None:
         await server.start(path=str(unix))
-    elif Path("/dev/vsock").exists():
+    elif ports := list(find_ports()):
+        server._server_closed_fut = None  # grpclib's protocols ask for it; there is no asyncio server behind these
+        SerialServer(server._protocol_factory, ports)
+    else:  # /dev/vsock says nothing: the module makes it without a device
         listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
         listener.bind((socket.VMADDR_CID_ANY, VSOCK_PORT))
         await server.start(sock=listener)
-    else:
-        server._server_closed_fut = None  # grpclib's protocols ask for it; there is no asyncio server behind these
-        SerialServer(server._protocol_factory, find_ports())
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import os
 import select
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ class Port:
 class SerialServer:
     """Serves every port. Edge-triggered: a port without a host is in HUP all the time and would spin."""
 
-    def __init__(self, factory: Callable[[], asyncio.Protocol], ports: Iterator[Path]) -> None:
+    def __init__(self, factory: Callable[[], asyncio.Protocol], ports: Iterable[Path]) -> None:
         self._epoll = select.epoll()
         self._ports = {port.descriptor: port for port in (Port(path, factory) for path in ports)}
         for descriptor in self._ports:
