@@ -1,0 +1,1 @@
+"""QEMU: KVM where it is proven, software emulation else."""

@@ -1,0 +1,46 @@
+"""QMP against a peer that speaks as QEMU does: events between replies, errors, and a sudden end."""
+
+import asyncio
+import json
+import tempfile
+
+import pytest
+
+from node_agent.drivers.qemu.qmp import Qmp, QmpError
+
+ANSWERS = {
+    "qmp_capabilities": [{"return": {}}],
+    "migrate": [
+        {"event": "MIGRATION", "data": {"status": "active"}},
+        {"return": {}},
+        {"event": "MIGRATION", "data": {"status": "completed"}},
+    ],
+    "cont": [{"error": {"class": "GenericError", "desc": "not now"}}],
+}
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b'{"QMP": {}}\n')
+    while line := await reader.readline():
+        command = json.loads(line)["execute"]
+        if command == "quit":
+            break
+        writer.writelines(json.dumps(message).encode() + b"\n" for message in ANSWERS[command])
+    writer.close()
+
+
+async def test_a_conversation() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        server = await asyncio.start_unix_server(answer, f"{directory}/q")
+        qmp = await Qmp.connect(f"{directory}/q")
+        assert await qmp.execute("migrate", uri="x") == {}
+        await qmp.migration_ended()
+        with pytest.raises(QmpError, match="cont: not now"):
+            await qmp.execute("cont")
+        with pytest.raises(QmpError, match="QEMU is gone"):
+            await qmp.execute("quit")
+        with pytest.raises(QmpError, match="QEMU is gone"):
+            await qmp.migration_ended()
+        await qmp.close()
+        server.close()
+        await server.wait_closed()
