@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 PMEM_ALIGNMENT = 2 << 20
 
 
-class BuildFailed(Exception):
+class BuildFailed(RuntimeError):
     """A step failed; the message is for humans."""
 
 

@@ -1,0 +1,144 @@
+"""Entry point and composition root: `python -m node_agent --config FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import os
+import sys
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from node_agent import host
+from node_agent.agent import Agent
+from node_agent.config import Config
+from node_agent.guest import Guests
+from node_agent.images import BuiltImages, NoImages
+from node_agent.journal import Journal, read_or_make
+from node_agent.ledger import Ledger
+from node_agent.registration import register_for_ever
+from node_agent.service import NodeAgentService
+from node_agent.templates import ImageSource, Templates
+from node_agent.tunnel_process import TunnelProcess
+from node_agent.vmm import GUEST_ADDRESS_FILE, GuestAddress, Vmm
+from sandpool.node.v1 import node_pb2_grpc
+from sandpool.pool.v1 import pool_pb2
+from sandpool.v1 import node_pb2
+from service_kit import config, log, server, telemetry
+
+# A unix socket's path has 107 characters, and those of a VM are the longest: /vms/<26>/port7.lock
+MAX_STATE_PATH = 107 - 45
+
+
+def choose(settings: Config) -> tuple[Vmm, ImageSource]:
+    """The driver by name. Raises ConfigError."""
+    if settings.driver == "fake":
+        from node_agent.drivers.fake.driver import FakeVmm  # for tests: isolates nothing
+
+        return FakeVmm(), NoImages()
+    if settings.driver not in ("auto", "qemu"):
+        raise config.ConfigError(f"setting 'driver': unknown driver {settings.driver!r}")
+    from node_agent.drivers.qemu.driver import QemuVmm
+    from sandpool_image.build import build, make_scratch
+
+    return QemuVmm(), BuiltImages(settings.cache_dir, build, make_scratch)
+
+
+async def main_async(settings: Config, stopping: asyncio.Event) -> None:
+    """Serve until told to stop."""
+    state = settings.state_dir
+    for directory in (state, state / "keys"):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (state / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise config.ConfigError(f"{state}: another node agent runs here") from None
+        await _serve(settings, stopping)
+
+
+async def _serve(settings: Config, stopping: asyncio.Event) -> None:
+    state, keys = settings.state_dir, settings.state_dir / "keys"
+    node_id = settings.node_id or read_or_make(state / "node_id.json", f"node-{os.urandom(5).hex()}")
+    vmm, images = choose(settings)
+    guests, journal = Guests(keys), Journal(state)
+    guests.install_key()
+    tunnel = TunnelProcess(state, settings.tunnel_listen)
+    guests.tunnel_address = await tunnel.ensure()
+    ledger = Ledger(host.capacity(state, settings.cpu_overcommit, settings.memory_bytes, settings.disk_bytes))
+
+    async def quiesce(address: GuestAddress) -> None:
+        vm_id = f"build-{os.urandom(8).hex()}"
+        directory = journal.directory(vm_id)
+        directory.mkdir(mode=0o700)
+        try:
+            (directory / GUEST_ADDRESS_FILE).write_text(address.to_json())
+            await guests.quiesce(vm_id)
+        finally:
+            journal.bury_directory(directory)
+
+    templates = Templates(settings.cache_dir, vmm, images, quiesce)
+    templates.remove_unused()
+    agent = Agent(vmm, templates, guests, journal, ledger)
+    await agent.recover()
+    acceleration = await vmm.probe()
+
+    def describe() -> node_pb2.Node:
+        return node_pb2.Node(
+            node_id=node_id,
+            driver=vmm.name,
+            acceleration=acceleration.name,
+            acceleration_detail=acceleration.detail,
+            vms=sum(1 for directory in journal.vms.iterdir() if directory.name[:6] != "build-"),
+            version=version("sandpool"),
+        )
+
+    service = NodeAgentService(agent, templates, ledger, os.urandom(8).hex(), describe)
+    name = "sandpool.node.v1.NodeAgentService"
+    add = {name: lambda grpc_server: node_pb2_grpc.add_NodeAgentServiceServicer_to_server(service, grpc_server)}
+    async with server.serve(settings.listen, add) as serving:
+        print("ready node-agent", *serving.addresses, flush=True)
+        request = pool_pb2.RegisterRequest(
+            node_id=node_id, agent_address=serving.addresses[0], tunnel_address=guests.tunnel_address
+        )
+        tasks = [
+            asyncio.create_task(register_for_ever(settings.pool_manager, request, keys)),
+            asyncio.create_task(_keep_tunnel(tunnel)),
+        ]
+        await stopping.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if settings.destroy_on_exit:
+            await agent.destroy_all()
+    await agent.close()
+    if settings.destroy_on_exit:
+        await tunnel.stop()
+
+
+async def _keep_tunnel(tunnel: TunnelProcess) -> None:
+    while True:
+        await tunnel.restarted()
+
+
+def main() -> None:
+    """Parse the command line and serve."""
+    parser = argparse.ArgumentParser(prog="sandpool-node-agent", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="TOML file; see node_agent.config")
+    arguments = parser.parse_args()
+    log.configure("node-agent")
+    telemetry.configure("node-agent")
+    try:
+        settings = config.load(Config, arguments.config)
+        if len(str(settings.state_dir)) > MAX_STATE_PATH:
+            raise config.ConfigError(f"setting 'state_dir': too long for sockets, at most {MAX_STATE_PATH} characters")
+        with suppress(KeyboardInterrupt):
+            server.run(lambda stopping: main_async(settings, stopping))
+    except (config.ConfigError, server.ListenRefused) as error:
+        sys.exit(f"sandpool-node-agent: {error}")
+
+
+if __name__ == "__main__":
+    main()

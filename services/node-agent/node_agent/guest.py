@@ -1,0 +1,86 @@
+"""The node agent's own calls to guest agents: through the tunnel like everybody else's, with a key of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.protobuf import duration_pb2
+
+from node_agent.vm_record import VmRecord
+from sandpool.guest.v1 import guest_pb2 as pb
+from sandpool.guest.v1 import guest_pb2_grpc
+from service_kit import capability, rpc, telemetry
+
+CAPABILITY_SECONDS = 300.0
+# An emulated template boots and imports its libraries within this.
+BOOT_SECONDS = 600.0
+PREPARE_SECONDS = 60.0
+# A guest that does not answer a Seal within this is UNRESPONSIVE.
+SEAL_SECONDS = 10.0
+ENTROPY_BYTES = 256
+
+
+class GuestFailed(Exception):
+    """The guest agent gave no answer, or a wrong one. What it says is hostile: only the status code is kept."""
+
+
+class Guests:
+    """Calls guest agents by vm id. Each call opens a tunnel of its own: none is on the path of a session."""
+
+    def __init__(self, keys: Path) -> None:
+        self._key = Ed25519PrivateKey.generate()
+        self._keys = keys
+        self.tunnel_address = ""
+
+    def install_key(self) -> None:
+        """Let the tunnel know us. The key lives as long as this process."""
+        part = self._keys / "node-agent.part"
+        part.write_bytes(self._key.public_key().public_bytes_raw())
+        part.rename(self._keys / "node-agent.pub")
+
+    @asynccontextmanager
+    async def _stub(self, vm_id: str) -> AsyncIterator[guest_pb2_grpc.GuestServiceAsyncStub]:
+        token = capability.sign(self._key, vm_id, time.time() + CAPABILITY_SECONDS)
+        async with rpc.tunnel_channel(vm_id, self.tunnel_address, token) as channel:
+            try:
+                yield guest_pb2_grpc.GuestServiceStub(channel)
+            except grpc.aio.AioRpcError as error:
+                raise GuestFailed(f"the guest agent answered {error.code().name}") from error
+
+    async def quiesce(self, vm_id: str) -> None:
+        """Wait for the boot, then get the guest ready to be frozen. Raises GuestFailed."""
+        async with self._stub(vm_id) as stub:
+            await stub.Quiesce(pb.QuiesceRequest(), wait_for_ready=True, timeout=BOOT_SECONDS)
+
+    async def prepare(self, record: VmRecord) -> bytes:
+        """Make a clone unique; returns what its generators answered, to be compared. Raises GuestFailed."""
+        request = pb.PrepareRequest(
+            vm_id=record.vm_id,
+            entropy=os.urandom(ENTROPY_BYTES),
+            machine_id=os.urandom(16).hex(),
+            hostname=f"vm-{record.vm_id[-12:]}",
+            background_is_activity=record.background_is_activity,
+            max_processes=record.max_processes,
+        )
+        request.now.GetCurrentTime()
+        async with self._stub(record.vm_id) as stub:
+            answer = await stub.Prepare(
+                request, wait_for_ready=True, timeout=PREPARE_SECONDS, metadata=telemetry.outgoing()
+            )
+        samples = [answer.random_sample, *(answer.worker_samples[name] for name in sorted(answer.worker_samples))]
+        if len(samples) < 2 or any(len(sample) != 32 for sample in samples):
+            raise GuestFailed("the guest agent proved no randomness of its own")
+        return hashlib.sha256(b"".join(samples)).digest()
+
+    async def seal(self, vm_id: str, only_if_idle_for: duration_pb2.Duration) -> pb.SealResponse:
+        """Seal if idle for long enough. Raises GuestFailed."""
+        request = pb.SealRequest(only_if_idle_for=only_if_idle_for)
+        async with self._stub(vm_id) as stub:
+            return await stub.Seal(request, timeout=SEAL_SECONDS)

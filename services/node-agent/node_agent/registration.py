@@ -1,0 +1,38 @@
+"""Making this node known to the pool-manager, again and again: either may have restarted."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import structlog
+
+from sandpool.pool.v1 import pool_pb2 as pb
+from sandpool.pool.v1 import pool_pb2_grpc
+from service_kit import rpc
+
+log = structlog.get_logger("registration")
+
+EVERY_SECONDS = 5.0
+
+
+async def register_for_ever(pool_manager: str, request: pb.RegisterRequest, keys: Path) -> None:
+    """Until cancelled. The pool-manager's public key goes to where the tunnel looks for keys."""
+    async with rpc.open_channel(pool_manager) as channel:
+        stub: pool_pb2_grpc.NodeRegistryServiceAsyncStub
+        stub = pool_pb2_grpc.NodeRegistryServiceStub(channel)
+        known = b""
+        while True:
+            try:
+                answer = await stub.Register(request, wait_for_ready=True, timeout=EVERY_SECONDS * 2)
+            except grpc.aio.AioRpcError as error:
+                log.warning("registration_failed", code=error.code().name)
+                continue
+            if answer.capability_public_key != known:
+                known = answer.capability_public_key
+                part = keys / "pool-manager.part"
+                part.write_bytes(known)
+                part.rename(keys / "pool-manager.pub")
+                log.info("registered", node_id=request.node_id)
+            await asyncio.sleep(EVERY_SECONDS)

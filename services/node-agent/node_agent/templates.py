@@ -1,0 +1,148 @@
+"""Templates of this node by content address: built once, shared by whoever asks, never changed in place."""
+
+import asyncio
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from node_agent.vmm import CloneFailed, GuestAddress, Image, MachineSpec, Vmm
+from sandpool.node.v1 import node_pb2 as pb
+from sandpool.v1 import pool_pb2
+
+log = structlog.get_logger("templates")
+
+Progress = Callable[[str, float], None]
+# Changes when what a template directory holds does.
+FORMAT = 1
+# A template that no VM was cloned from for so long is removed at the next start of an agent.
+UNUSED_SECONDS = 7 * 86_400
+COMPLETE_FILE = "template"
+# Of the whole progress: before it the image is made, after it the template boots.
+BOOT_FRACTION = 0.6
+
+
+class ImageSource(Protocol):
+    """Makes guest images."""
+
+    async def image(self, name: str, machine: MachineSpec, work: Path, progress: Progress) -> Image:
+        """The built-in image of that name, with an empty scratch disk in work. Raises CloneFailed, LookupError."""
+
+
+Quiesce = Callable[[GuestAddress], Awaitable[None]]
+
+
+class Templates:
+    """CACHE/templates/ID: a complete one has COMPLETE_FILE, written last."""
+
+    def __init__(self, cache_dir: Path, vmm: Vmm, images: ImageSource, quiesce: Quiesce) -> None:
+        self._root = cache_dir / "templates"
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._vmm = vmm
+        self._images = images
+        self._quiesce = quiesce
+
+    def find(self, template_id: str) -> tuple[Path, pb.Template] | None:
+        """The directory of a complete template, marked as used now; None if there is none."""
+        directory = self._root / template_id
+        try:
+            template = _read(directory)
+            os.utime(directory / COMPLETE_FILE)
+        except (OSError, ValueError):
+            return None
+        return directory, template
+
+    def list(self) -> list[pb.Template]:
+        """All that are complete."""
+        found = []
+        for directory in sorted(self._root.iterdir()):
+            with suppress(OSError, ValueError):
+                found.append(_read(directory))
+        return found
+
+    async def build(self, source: pool_pb2.TemplateSource, machine: MachineSpec, progress: Progress) -> pb.Template:
+        """The template, from the store or built now. Raises CloneFailed, LookupError for an unknown image."""
+        with _work_directory(self._root) as work:
+            image = await self._images.image(
+                source.builtin, machine, work, lambda text, part: progress(text, part * BOOT_FRACTION)
+            )
+            template_id = await self._address(image, machine)
+            async with _lock(self._root / f"{template_id}.lock", progress):
+                found = self.find(template_id)
+                if found is not None:
+                    return found[1]
+                progress("booting the template and importing the popular libraries", BOOT_FRACTION)
+                begun = time.monotonic()
+                target = work / "template"
+                target.mkdir()
+                await self._vmm.build(image, machine, target, self._quiesce)
+                template = pb.Template(template_id=template_id, source=source)
+                template.resources.vcpus, template.resources.memory_bytes = machine.vcpus, machine.memory_bytes
+                template.resources.disk_bytes = machine.disk_bytes
+                (target / COMPLETE_FILE).write_text(template.SerializeToString().hex())
+                shutil.rmtree(self._root / template_id, ignore_errors=True)
+                target.rename(self._root / template_id)
+                log.info("template_built", template_id=template_id, seconds=round(time.monotonic() - begun, 1))
+        progress("template ready", 1.0)
+        return template
+
+    async def _address(self, image: Image, machine: MachineSpec) -> str:
+        inputs = [FORMAT, image.image_id, self._vmm.name, await self._vmm.fingerprint(), asdict(machine)]
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+    def remove_unused(self) -> None:
+        """At the start of an agent. A running clone keeps what it has mapped."""
+        for directory in self._root.glob("[0-9a-f]*"):
+            with suppress(OSError):
+                if directory.is_dir() and time.time() - (directory / COMPLETE_FILE).stat().st_mtime > UNUSED_SECONDS:
+                    log.info("template_removed", template_id=directory.name)
+                    shutil.rmtree(directory)
+
+
+def _read(directory: Path) -> pb.Template:
+    return pb.Template.FromString(bytes.fromhex((directory / COMPLETE_FILE).read_text()))
+
+
+class _work_directory:  # noqa: N801
+    """A directory that is locked while its process lives; those of dead processes are removed."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / f".build-{os.urandom(8).hex()}"
+        for stale in root.glob(".build-*"):
+            with suppress(OSError), stale.joinpath("lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(stale)
+
+    def __enter__(self) -> Path:
+        self._path.mkdir(mode=0o700)
+        self._file = (self._path / "lock").open("w")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return self._path
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._path, ignore_errors=True)
+        self._file.close()
+
+
+@asynccontextmanager
+async def _lock(path: Path, progress: Progress) -> AsyncIterator[None]:
+    """Between the agents of one host."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("another agent of this host builds this template", BOOT_FRACTION)
+            await asyncio.to_thread(fcntl.flock, file, fcntl.LOCK_EX)
+        yield
+
+
+__all__ = ["CloneFailed", "ImageSource", "Progress", "Templates"]

@@ -1,0 +1,91 @@
+"""The tunnel beside this agent: found again after a restart, so that no stream is cut; started if there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from node_agent.drivers.process import start_time
+
+RECORD_FILE = "tunnel.json"
+
+
+class TunnelFailed(Exception):
+    """It did not start; its log says why."""
+
+
+class TunnelProcess:
+    """One tunnel per state directory, watched by pidfd."""
+
+    def __init__(self, state_dir: Path, listen: str) -> None:
+        self._state_dir = state_dir
+        self._listen = listen
+        self._pid = 0
+        self._ended = asyncio.Event()
+
+    async def ensure(self) -> str:
+        """The address of the tunnel, adopted or started. Raises TunnelFailed."""
+        with suppress(OSError, ValueError, KeyError):
+            record = json.loads((self._state_dir / RECORD_FILE).read_text())
+            if start_time(record["pid"]) == record["start_time"]:
+                self._watch(record["pid"])
+                return str(record["address"])
+        return await self._start(self._listen)
+
+    async def restarted(self) -> None:
+        """Wait for the tunnel to die, and start it again at its address. Raises TunnelFailed."""
+        await self._ended.wait()
+        address = json.loads((self._state_dir / RECORD_FILE).read_text())["address"]
+        await self._start(address)
+
+    async def _start(self, listen: str) -> str:
+        arguments = ["--listen", listen, "--vms", str(self._state_dir / "vms"), "--keys", str(self._state_dir / "keys")]
+        process = self._spawn([sys.executable, "-m", "node_agent.tunnel", *arguments])
+        assert process.stdout is not None
+        with process.stdout as stdout:
+            words = (await asyncio.to_thread(stdout.readline)).split()
+        if words[:2] != [b"ready", b"tunnel"]:
+            process.kill()
+            process.wait()
+            raise TunnelFailed(f"the tunnel did not start; see {self._state_dir / 'tunnel.log'}")
+        process.returncode = 0  # reaped by pidfd, not by Popen
+        record = {"pid": process.pid, "start_time": start_time(process.pid), "address": words[2].decode()}
+        part = self._state_dir / f"{RECORD_FILE}.part"
+        part.write_text(json.dumps(record))
+        part.rename(self._state_dir / RECORD_FILE)
+        self._watch(process.pid)
+        return words[2].decode()
+
+    def _spawn(self, arguments: list[str]) -> subprocess.Popen[bytes]:
+        with (self._state_dir / "tunnel.log").open("ab") as log:
+            return subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            )
+
+    def _watch(self, pid: int) -> None:
+        self._pid = pid
+        self._ended.clear()
+        descriptor, loop = os.pidfd_open(pid), asyncio.get_running_loop()
+
+        def reap() -> None:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+            with suppress(ChildProcessError):  # an adopted one is not our child
+                os.waitpid(pid, os.WNOHANG)
+            self._ended.set()
+
+        loop.add_reader(descriptor, reap)
+
+    async def stop(self) -> None:
+        """End it. Only an embedded installation does: streams are cut."""
+        if self._pid and not self._ended.is_set():
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGTERM)
+            await self._ended.wait()
+        (self._state_dir / RECORD_FILE).unlink(missing_ok=True)

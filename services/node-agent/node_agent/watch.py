@@ -1,0 +1,47 @@
+"""Changes of VMs as a numbered stream for every watcher."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+from sandpool.node.v1 import node_pb2 as pb
+from service_kit.errors import ResourceExhausted
+
+HEARTBEAT_SECONDS = 1.0
+# A watcher this far behind has to begin again with a snapshot.
+MAX_BEHIND = 10_000
+
+
+class Changes:
+    """Numbers changes and hands them to watchers. One owner: the node agent's event loop."""
+
+    def __init__(self) -> None:
+        self._sequence = 0
+        self._watchers: set[asyncio.Queue[pb.WatchResponse]] = set()
+
+    def publish(self, vm: pb.Vm) -> None:
+        """Tell every watcher."""
+        self._sequence += 1
+        change = pb.WatchResponse(vm=vm, sequence=self._sequence)
+        for queue in self._watchers:
+            with suppress(asyncio.QueueFull):  # that watcher sees it from the length
+                queue.put_nowait(change)
+
+    async def watch(
+        self, snapshot: Callable[[], pb.NodeSnapshot], heartbeat: Callable[[], pb.Heartbeat]
+    ) -> AsyncIterator[pb.WatchResponse]:
+        """A snapshot, then every change after it; a heartbeat each second. Raises ResourceExhausted when far behind."""
+        queue: asyncio.Queue[pb.WatchResponse] = asyncio.Queue(MAX_BEHIND)
+        self._watchers.add(queue)
+        try:
+            yield pb.WatchResponse(snapshot=snapshot(), sequence=self._sequence)
+            while True:
+                try:
+                    change = await asyncio.wait_for(queue.get(), HEARTBEAT_SECONDS)
+                except TimeoutError:
+                    change = pb.WatchResponse(heartbeat=heartbeat(), sequence=self._sequence)
+                if queue.full():
+                    raise ResourceExhausted("WATCHER_BEHIND", "too many changes at once: watch again")
+                yield change
+        finally:
+            self._watchers.discard(queue)
