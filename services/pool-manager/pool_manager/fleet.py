@@ -1,0 +1,226 @@
+"""Pools, VMs and nodes together: the life of a VM from its row to its end, and reconciliation with what nodes say."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from pool_manager.model import ASSIGNED, DESTROYED, PROVISIONING, WARM, Pool, Vm
+from pool_manager.node_link import NodeLink
+from pool_manager.store import Everything, NodeRow, PoolRow, Store
+from sandpool.node.v1 import node_pb2 as node
+from sandpool.v1 import session_pb2 as end
+from service_kit.errors import SandpoolError, Unavailable
+
+log = structlog.get_logger("fleet")
+
+Reason = end.EndReason.ValueType
+# A node that has destroyed a VM says why in its Watch, at about the same time as in its answer.
+REASON_SECONDS = 2.0
+
+
+class Fleet:
+    """One owner of all of it: this event loop. Others subscribe by the callbacks."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.pools: dict[str, Pool] = {}
+        self.vms: dict[str, Vm] = {}
+        self.links: dict[str, NodeLink] = {}
+        # Set once by the composition root: what to do when a pool may need VMs, and when a VM became warm.
+        self.on_room: Callable[[Pool], None] = lambda pool: None
+        self.on_warm: Callable[[Vm], None] = lambda vm: None
+        self.on_assigned: Callable[[Vm], None] = lambda vm: None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._watches: dict[str, asyncio.Task[Any]] = {}
+
+    def begin(self, everything: Everything) -> None:
+        """Take over what an earlier pool-manager left; nodes say in their snapshots what of it is still true."""
+        for pool_row in everything.pools:
+            self.pools[pool_row.name] = Pool(pool_row)
+        for row in everything.vms:
+            vm = self.vms[row.vm_id] = Vm(row, row.state)
+            self.pools[row.pool].vms[row.vm_id] = vm
+        for session in everything.sessions:
+            vm = self.vms[session.vm_id]
+            vm.session = session
+            self.pools[session.pool].sessions[session.identifier] = vm
+            self.on_assigned(vm)
+        for node_row in everything.nodes:
+            self._link(node_row)
+
+    # -- nodes -----------------------------------------------------------------------------------------------------
+
+    async def register(self, row: NodeRow) -> None:
+        """Make a node known, durably, and watch it; idempotent while nothing has changed."""
+        link = self.links.get(row.node_id)
+        known = link.row if link is not None else None
+        if known is not None and (known.agent_address, known.tunnel_address) == (row.agent_address, row.tunnel_address):
+            return
+        row = NodeRow(row.node_id, row.agent_address, row.tunnel_address, known.boot_id if known else "")
+        await self.store.save_node(row)
+        if link is not None:
+            self._watches[row.node_id].cancel()
+            await asyncio.wait([self._watches[row.node_id]])
+            await link.close()
+        self._link(row)
+
+    def _link(self, row: NodeRow) -> None:
+        link = self.links[row.node_id] = NodeLink(row, self)
+        self._watches[row.node_id] = self.own(link.run())
+
+    async def on_snapshot(self, link: NodeLink, snapshot: node.NodeSnapshot) -> None:
+        """Reconcile: VMs of the store that are not there have ended, VMs there that the store does not know are ended."""
+        rebooted = link.row.boot_id not in ("", snapshot.boot_id)
+        there = {vm.vm_id: vm for vm in snapshot.vms}
+        for vm in [vm for vm in self.vms.values() if vm.row.node_id == link.row.node_id]:
+            seen = there.get(vm.row.vm_id)
+            if seen is not None:
+                await self.on_vm(link, seen)
+            elif vm.state != PROVISIONING or not vm.confirmed:
+                reason = end.END_REASON_NODE_REBOOTED if rebooted else end.END_REASON_VM_LOST
+                await self.ended(vm, reason)
+        for vm_id, seen in there.items():
+            if vm_id not in self.vms and seen.state != node.VM_STATE_DESTROYED:
+                log.warning("orphan_destroyed", vm_id=vm_id, node_id=link.row.node_id)
+                self.own(link.destroy(vm_id, end.END_REASON_ORPHANED))
+        if link.row.boot_id != snapshot.boot_id:
+            link.row = NodeRow(link.row.node_id, link.row.agent_address, link.row.tunnel_address, snapshot.boot_id)
+            await self.store.save_node(link.row)
+        asyncio.get_running_loop().call_soon(self.kick_all)
+
+    async def on_vm(self, link: NodeLink, change: node.Vm) -> None:
+        """One VM became ready or is gone."""
+        vm = self.vms.get(change.vm_id)
+        if vm is None:
+            return
+        if change.state == node.VM_STATE_DESTROYED:
+            if change.end_reason != end.END_REASON_UNSPECIFIED:
+                vm.end_reason = change.end_reason
+            vm.ended.set()
+            await self.ended(vm, change.end_reason or end.END_REASON_VM_LOST)
+        elif change.state == node.VM_STATE_READY:
+            await self.ready(vm)
+
+    def on_unreachable(self, link: NodeLink) -> None:
+        """Its warm VMs cannot be assigned now."""
+        for vm in [vm for vm in self.vms.values() if vm.row.node_id == link.row.node_id]:
+            vm.confirmed = False
+            pool = self.pools[vm.row.pool]
+            if vm in pool.warm:
+                pool.warm.remove(vm)
+                self.on_room(pool)
+
+    def kick_all(self) -> None:
+        """Something became free or possible somewhere."""
+        for pool in list(self.pools.values()):
+            self.on_room(pool)
+
+    # -- the life of a VM ------------------------------------------------------------------------------------------
+
+    async def ready(self, vm: Vm) -> None:
+        """Its node says that it is unique and proven: keep it warm. Idempotent."""
+        if vm.state == PROVISIONING:
+            vm.become(WARM)
+            await self.store.set_warm(vm.row.vm_id)
+        if vm.state == WARM and not vm.confirmed:
+            vm.confirmed = True
+            self.on_warm(vm)
+            self.pools[vm.row.pool].offer(vm)
+            self.on_room(self.pools[vm.row.pool])
+
+    async def destroy(self, vm: Vm, reason: Reason) -> None:
+        """End a VM whatever goes on in it; returns when that is durable. Raises SandpoolError."""
+        pool = self.pools[vm.row.pool]
+        if vm in pool.warm:  # nobody gets it from now on
+            pool.warm.remove(vm)
+        link = self.links.get(vm.row.node_id)
+        if link is None:
+            raise Unavailable("NODE_UNREACHABLE", f"node {vm.row.node_id} is not known")
+        await link.destroy(vm.row.vm_id, reason)
+        await self.ended(vm, await self.reason_of(vm, reason))
+
+    async def reason_of(self, vm: Vm, default: Reason) -> Reason:
+        """Why a VM that its node has destroyed has ended, as the node says."""
+        try:
+            await asyncio.wait_for(vm.ended.wait(), REASON_SECONDS)
+        except TimeoutError:
+            return default
+        return vm.end_reason or default
+
+    def destroy_soon(self, vm: Vm, reason: Reason) -> None:
+        """As destroy, by a task of ours; a node that cannot be reached will be asked after its next snapshot."""
+        pool = self.pools[vm.row.pool]
+        if vm in pool.warm:
+            pool.warm.remove(vm)
+        self.own(self._destroy_quietly(vm, reason))
+
+    async def _destroy_quietly(self, vm: Vm, reason: Reason) -> None:
+        try:
+            await self.destroy(vm, reason)
+        except SandpoolError as error:
+            log.warning("destroy_failed", vm_id=vm.row.vm_id, error=str(error))
+            vm.confirmed = False  # the next snapshot decides
+
+    async def ended(self, vm: Vm, reason: Reason) -> None:
+        """A VM is confirmed to be gone, and so is its session: durably, then in memory. Idempotent."""
+        if vm.state == DESTROYED:
+            await vm.gone.wait()
+            return
+        was = vm.state
+        vm.become(DESTROYED)
+        vm.end_reason = reason
+        await self.store.end_vm(vm.row.vm_id, reason, time.time())
+        self.vms.pop(vm.row.vm_id, None)
+        self.pools[vm.row.pool].remove(vm)
+        vm.gone.set()
+        log.info("vm_ended", vm_id=vm.row.vm_id, pool=vm.row.pool, was=was, reason=end.EndReason.Name(reason))
+        self.kick_all()
+
+    # -- pools -----------------------------------------------------------------------------------------------------
+
+    async def save_pool(self, row: PoolRow) -> Pool:
+        """Insert or change, durably."""
+        await self.store.save_pool(row)
+        pool = self.pools.get(row.name)
+        if pool is None:
+            pool = self.pools[row.name] = Pool(row)
+        else:
+            pool.change(row)
+        self.on_room(pool)
+        return pool
+
+    async def remove_pool_if_empty(self, pool: Pool) -> None:
+        """The end of a deleted pool."""
+        if pool.row.deleting and not pool.vms and not pool.starting and self.pools.get(pool.row.name) is pool:
+            del self.pools[pool.row.name]
+            await self.store.remove_pool(pool.row.name)
+            log.info("pool_removed", pool=pool.row.name)
+
+    def own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run work as a task that close() ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task_failed", error=repr(error), exc_info=error)
+
+    async def close(self) -> None:
+        """Let go of everything; what is durable stays."""
+        while self._tasks:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for link in self.links.values():
+            await link.close()
+
+
+__all__ = ["ASSIGNED", "Fleet"]

@@ -1,0 +1,221 @@
+"""The embedded store: SQLite with one writer thread and group commit; durable at the answer (synchronous=FULL)."""
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pool_manager.store import KEEP_ENDED_SECONDS, Conflict, EndedRow, Everything, NodeRow, PoolRow, SessionRow, VmRow
+from service_kit.errors import Unavailable
+
+T = TypeVar("T")
+Connection = sqlite3.Connection
+
+# Writes that share one commit.
+MAX_GROUP = 256
+VERSION = 1
+SCHEMA = """
+CREATE TABLE pools (name TEXT PRIMARY KEY, spec BLOB NOT NULL, generation INTEGER NOT NULL, deleting INTEGER NOT NULL,
+    created_at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE vms (vm_id TEXT PRIMARY KEY, pool TEXT NOT NULL, generation INTEGER NOT NULL, node_id TEXT NOT NULL,
+    template_id TEXT NOT NULL, state TEXT NOT NULL, created_at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE sessions (pool TEXT NOT NULL, identifier TEXT NOT NULL, epoch INTEGER NOT NULL, vm_id TEXT NOT NULL UNIQUE,
+    created_at REAL NOT NULL, expires_at REAL NOT NULL, cooldown_seconds REAL NOT NULL,
+    PRIMARY KEY (pool, identifier)) WITHOUT ROWID;
+CREATE TABLE ended (pool TEXT NOT NULL, identifier TEXT NOT NULL, epoch INTEGER NOT NULL, reason INTEGER NOT NULL,
+    ended_at REAL NOT NULL, PRIMARY KEY (pool, identifier)) WITHOUT ROWID;
+CREATE INDEX ended_by_time ON ended (ended_at);
+CREATE TABLE nodes (node_id TEXT PRIMARY KEY, agent_address TEXT NOT NULL, tunnel_address TEXT NOT NULL,
+    boot_id TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO counters VALUES ('epoch', 0);
+"""
+
+
+class StoreUnusable(Exception):
+    """The file cannot be opened, or is of a later version; the message names it."""
+
+
+class SqliteStore:
+    """A Store. Opened by its constructor (blocks; StoreUnusable), closed by close()."""
+
+    def __init__(self, path: Path) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            path.chmod(0o600)
+            _migrate(self._connection)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreUnusable(f"{path}: {error}") from error
+        self._thread = threading.Thread(target=self._write_for_ever, name="store", daemon=True)
+        self._thread.start()
+
+    # -- the writer ------------------------------------------------------------------------------------------------
+
+    async def _do(self, work: Callable[[Connection], T]) -> T:
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.put(_Job(work, future))
+        return await future
+
+    def _write_for_ever(self) -> None:
+        while True:
+            group = self._next_group()
+            if group is None:
+                self._connection.close()
+                return
+            outcomes = self._commit(group)
+            self._loop.call_soon_threadsafe(_settle, outcomes)
+
+    def _next_group(self) -> "list[_Job] | None":
+        job = self._jobs.get()
+        if job is None:
+            return None
+        group = [job]
+        while len(group) < MAX_GROUP:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                self._jobs.put(None)
+                break
+            group.append(job)
+        return group
+
+    def _commit(self, group: "list[_Job]") -> "list[tuple[_Job, Any]]":
+        """Run every job inside one transaction; a job that fails takes back only its own changes."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            outcomes = [(job, self._run(job)) for job in group]
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:  # a full disk: nothing of the group is kept
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            return [(job, Unavailable("STORE", f"the store cannot write: {error}")) for job in group]
+        return outcomes
+
+    def _run(self, job: "_Job") -> Any:
+        self._connection.execute("SAVEPOINT job")
+        try:
+            result: Any = job.work(self._connection)
+        except (Conflict, sqlite3.IntegrityError) as error:
+            self._connection.execute("ROLLBACK TO job")
+            result = error if isinstance(error, Conflict) else Conflict(str(error))
+        self._connection.execute("RELEASE job")
+        return result
+
+    async def close(self) -> None:
+        """After everything that is under way."""
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    async def load(self) -> Everything:
+        """All rows."""
+        return await self._do(
+            lambda db: Everything(
+                [PoolRow(n, s, g, bool(d), c) for n, s, g, d, c in db.execute("SELECT * FROM pools")],
+                [VmRow(*row) for row in db.execute("SELECT * FROM vms")],
+                [SessionRow(*row) for row in db.execute("SELECT * FROM sessions")],
+                [NodeRow(*row) for row in db.execute("SELECT * FROM nodes")],
+            )
+        )
+
+    async def save_pool(self, row: PoolRow) -> None:
+        """Insert or replace."""
+        values = (row.name, row.spec, row.generation, row.deleting, row.created_at)
+        await self._do(lambda db: db.execute("INSERT OR REPLACE INTO pools VALUES (?, ?, ?, ?, ?)", values) and None)
+
+    async def remove_pool(self, name: str) -> None:
+        """With everything that was kept of its sessions."""
+
+        def remove(db: Connection) -> None:
+            db.execute("DELETE FROM ended WHERE pool = ?", (name,))
+            db.execute("DELETE FROM pools WHERE name = ?", (name,))
+
+        await self._do(remove)
+
+    async def save_node(self, row: NodeRow) -> None:
+        """Insert or replace."""
+        values = (row.node_id, row.agent_address, row.tunnel_address, row.boot_id)
+        await self._do(lambda db: db.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?)", values) and None)
+
+    async def add_vm(self, row: VmRow) -> None:
+        """Before its creation is asked for."""
+        values = (row.vm_id, row.pool, row.generation, row.node_id, row.template_id, row.state, row.created_at)
+        await self._do(lambda db: db.execute("INSERT INTO vms VALUES (?, ?, ?, ?, ?, ?, ?)", values) and None)
+
+    async def set_warm(self, vm_id: str) -> None:
+        """PROVISIONING to WARM."""
+        statement = "UPDATE vms SET state = 'WARM' WHERE vm_id = ? AND state = 'PROVISIONING'"
+        await self._do(lambda db: db.execute(statement, (vm_id,)) and None)
+
+    async def assign(self, session: SessionRow) -> tuple[int, EndedRow | None]:
+        """WARM to ASSIGNED, the session row, a new epoch."""
+
+        def assign(db: Connection) -> tuple[int, EndedRow | None]:
+            statement = "UPDATE vms SET state = 'ASSIGNED' WHERE vm_id = ? AND state = 'WARM'"
+            if db.execute(statement, (session.vm_id,)).rowcount != 1:
+                raise Conflict("the VM is not free")
+            statement = "UPDATE counters SET value = value + 1 WHERE name = 'epoch' RETURNING value"
+            epoch = int(db.execute(statement).fetchall()[0][0])
+            row = (session.pool, session.identifier, epoch, session.vm_id)
+            times = (session.created_at, session.expires_at, session.cooldown_seconds)
+            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", row + times)
+            since = session.created_at - KEEP_ENDED_SECONDS
+            return epoch, _ended(db, session.pool, session.identifier, since)
+
+        return await self._do(assign)
+
+    async def end_vm(self, vm_id: str, reason: int, now: float) -> None:
+        """The VM and its session are gone, and why is kept."""
+
+        def end(db: Connection) -> None:
+            db.execute("DELETE FROM vms WHERE vm_id = ?", (vm_id,))
+            statement = "DELETE FROM sessions WHERE vm_id = ? RETURNING pool, identifier, epoch"
+            for row in db.execute(statement, (vm_id,)).fetchall():
+                db.execute("INSERT OR REPLACE INTO ended VALUES (?, ?, ?, ?, ?)", (*row, reason, now))
+            db.execute("DELETE FROM ended WHERE ended_at < ?", (now - KEEP_ENDED_SECONDS,))
+
+        await self._do(end)
+
+    async def ended(self, pool: str, identifier: str, since: float) -> EndedRow | None:
+        """How the last session of that name ended."""
+        return await self._do(lambda db: _ended(db, pool, identifier, since))
+
+
+class _Job:
+    def __init__(self, work: Callable[[Connection], Any], future: "asyncio.Future[Any]") -> None:
+        self.work, self.future = work, future
+
+
+def _settle(outcomes: list[tuple[_Job, Any]]) -> None:
+    for job, outcome in outcomes:
+        if job.future.done():  # its caller has left: the change is made all the same
+            continue
+        if isinstance(outcome, Exception):
+            job.future.set_exception(outcome)
+        else:
+            job.future.set_result(outcome)
+
+
+def _ended(db: Connection, pool: str, identifier: str, since: float) -> EndedRow | None:
+    statement = "SELECT epoch, reason, ended_at FROM ended WHERE pool = ? AND identifier = ? AND ended_at >= ?"
+    row = db.execute(statement, (pool, identifier, since)).fetchone()
+    return EndedRow(*row) if row else None
+
+
+def _migrate(connection: Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise sqlite3.DatabaseError(f"written by a later version of sandpool ({version} > {VERSION})")
+    if version == 0:
+        connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
