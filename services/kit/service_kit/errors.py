@@ -79,6 +79,24 @@ class Unavailable(SandpoolError):
     code = grpc.StatusCode.UNAVAILABLE
 
 
+class PermissionDenied(SandpoolError):
+    """The caller, or the session's user, may not do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class DeadlineExceeded(SandpoolError):
+    """The caller's deadline passed before the answer; what was asked may have been done."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class DataLoss(SandpoolError):
+    """What arrived is not what was sent."""
+
+    code = grpc.StatusCode.DATA_LOSS
+
+
 class Unimplemented(SandpoolError):
     """Part of the interface, not built yet."""
 
@@ -101,6 +119,9 @@ CLASSES: Mapping[grpc.StatusCode, type[SandpoolError]] = {
         ResourceExhausted,
         Aborted,
         Unavailable,
+        PermissionDenied,
+        DeadlineExceeded,
+        DataLoss,
         Unimplemented,
         Internal,
     )

@@ -55,6 +55,13 @@ def stage(name: str) -> Iterator[None]:
             record.stages[name] = record.stages.get(name, 0.0) + time.perf_counter() - begun
 
 
+def add_stage(name: str, seconds: float) -> None:
+    """Add time that was measured elsewhere: a block that holds a yield cannot be a stage."""
+    record = _current.get()
+    if record is not None:
+        record.stages[name] = record.stages.get(name, 0.0) + seconds
+
+
 def annotate(**values: str | int | bool) -> None:
     """Add ids (never contents) to the current rpc's canonical line."""
     record = _current.get()
