@@ -12,8 +12,10 @@ from grpclib.config import Configuration
 from grpclib.server import Server
 
 from guest_agent.activity import Activity
+from guest_agent.contained import Tree
 from guest_agent.execution import Executions
 from guest_agent.execution_service import ExecutionService
+from guest_agent.file_service import FileService
 from guest_agent.guest_service import GuestService
 from guest_agent.launch import Launcher
 from guest_agent.machine import MachineIdentity
@@ -39,14 +41,16 @@ async def serve(arguments: argparse.Namespace) -> None:
     activity = Activity(time.monotonic())
     executions = Executions(activity)
     native = arguments.unix is not None
-    launcher = Launcher(data, os.environ, user=None if native else SANDBOX_USER)
+    user = None if native else SANDBOX_USER
+    launcher = Launcher(data, os.environ, user)
     python = PythonLanguage(launcher, preimport=arguments.preimport or not native)
     execution = ExecutionService(executions, python, launcher)
+    files = FileService(Tree(data, user))
     guest = GuestService(executions, python, NativeIdentity() if native else MachineIdentity())
     server = Server(
         [
             Service(execution_pb2.DESCRIPTOR.services_by_name["ExecutionService"], execution.methods(), activity),
-            Service(file_pb2.DESCRIPTOR.services_by_name["FileService"], {}, activity),
+            Service(file_pb2.DESCRIPTOR.services_by_name["FileService"], files.methods(), activity),
             Service(guest_pb2.DESCRIPTOR.services_by_name["GuestService"], guest.methods(), None),
         ],
         config=CONFIGURATION,

@@ -17,6 +17,11 @@ ServerStream = Callable[[Any], AsyncIterator[Any]]
 ClientStream = Callable[[AsyncIterator[Any]], Awaitable[Any]]
 
 
+# A grpcio client whose call ends while it is still sending may see INTERNAL instead of the status: so what it sends is
+# read to its end first, up to this much.
+DRAINED_BYTES = 256 << 20
+
+
 class Refused(Exception):
     """What the caller is told: a status, a reason in UPPER_SNAKE_CASE, a message, and the bad field if there is one."""
 
@@ -74,6 +79,8 @@ class Service:
             try:
                 await _serve(stream, method, cardinality)
             except Refused as error:
+                if cardinality.client_streaming:
+                    await _drain(stream)
                 await _refuse(stream, error)
             finally:
                 if self._activity is not None:
@@ -100,6 +107,12 @@ async def _serve(
 async def _requests(stream: grpclib.server.Stream[Any, Any]) -> AsyncIterator[Any]:
     while (message := await stream.recv_message()) is not None:
         yield message
+
+
+async def _drain(stream: grpclib.server.Stream[Any, Any]) -> None:
+    left = DRAINED_BYTES
+    while left > 0 and (message := await stream.recv_message()) is not None:
+        left -= message.ByteSize()
 
 
 async def _refuse(stream: grpclib.server.Stream[Any, Any], error: Refused) -> None:

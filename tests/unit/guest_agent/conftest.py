@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from sandpool.guest.v1 import guest_pb2_grpc
 from sandpool.v1 import execution_pb2 as pb
-from sandpool.v1 import execution_pb2_grpc
+from sandpool.v1 import execution_pb2_grpc, file_pb2_grpc
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Agent:
     data: Path
     executions: execution_pb2_grpc.ExecutionServiceAsyncStub
     guest: guest_pb2_grpc.GuestServiceAsyncStub
+    files: file_pb2_grpc.FileServiceAsyncStub
 
     async def execute(self, request: pb.ExecuteRequest) -> Outcome:
         """Run to the end and gather."""
@@ -98,7 +99,9 @@ async def agent() -> AsyncIterator[Agent]:
             executions = execution_pb2_grpc.ExecutionServiceStub(channel)  # type: ignore[assignment]
             guest: guest_pb2_grpc.GuestServiceAsyncStub
             guest = guest_pb2_grpc.GuestServiceStub(channel)  # type: ignore[assignment]
-            yield Agent(process, path / "data", executions, guest)
+            files: file_pb2_grpc.FileServiceAsyncStub
+            files = file_pb2_grpc.FileServiceStub(channel)  # type: ignore[assignment]
+            yield Agent(process, path / "data", executions, guest, files)
         with contextlib.suppress(ProcessLookupError):  # a test may have ended it
             process.terminate()
         assert await process.wait() == 0
