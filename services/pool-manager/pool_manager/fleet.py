@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
-from pool_manager.model import ASSIGNED, DESTROYED, PROVISIONING, WARM, Pool, Vm
+from pool_manager.model import DESTROYED, PROVISIONING, WARM, Pool, Vm
 from pool_manager.node_link import NodeLink
 from pool_manager.store import Everything, NodeRow, PoolRow, Store
 from sandpool.node.v1 import node_pb2 as node
 from sandpool.v1 import session_pb2 as end
 from service_kit.errors import SandpoolError, Unavailable
 
+T = TypeVar("T")
 log = structlog.get_logger("fleet")
 
-Reason = end.EndReason.ValueType
+Reason: TypeAlias = end.EndReason.ValueType
 # A node that has destroyed a VM says why in its Watch, at about the same time as in its answer.
 REASON_SECONDS = 2.0
+STORE_RETRY_SECONDS = 1.0
+ENDED_KEPT = 10_000
 
 
 class Fleet:
@@ -35,6 +39,7 @@ class Fleet:
         self.on_room: Callable[[Pool], None] = lambda pool: None
         self.on_warm: Callable[[Vm], None] = lambda vm: None
         self.on_assigned: Callable[[Vm], None] = lambda vm: None
+        self._ended: OrderedDict[str, Reason] = OrderedDict()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watches: dict[str, asyncio.Task[Any]] = {}
 
@@ -74,14 +79,14 @@ class Fleet:
         self._watches[row.node_id] = self.own(link.run())
 
     async def on_snapshot(self, link: NodeLink, snapshot: node.NodeSnapshot) -> None:
-        """Reconcile: VMs of the store that are not there have ended, VMs there that the store does not know are ended."""
+        """Reconcile: VMs of the store that are not there have ended, VMs there that are not in the store must go."""
         rebooted = link.row.boot_id not in ("", snapshot.boot_id)
         there = {vm.vm_id: vm for vm in snapshot.vms}
         for vm in [vm for vm in self.vms.values() if vm.row.node_id == link.row.node_id]:
             seen = there.get(vm.row.vm_id)
             if seen is not None:
                 await self.on_vm(link, seen)
-            elif vm.state != PROVISIONING or not vm.confirmed:
+            elif not vm.creating:
                 reason = end.END_REASON_NODE_REBOOTED if rebooted else end.END_REASON_VM_LOST
                 await self.ended(vm, reason)
         for vm_id, seen in there.items():
@@ -168,18 +173,33 @@ class Fleet:
 
     async def ended(self, vm: Vm, reason: Reason) -> None:
         """A VM is confirmed to be gone, and so is its session: durably, then in memory. Idempotent."""
-        if vm.state == DESTROYED:
-            await vm.gone.wait()
-            return
-        was = vm.state
-        vm.become(DESTROYED)
-        vm.end_reason = reason
-        await self.store.end_vm(vm.row.vm_id, reason, time.time())
+        if vm.state != DESTROYED:
+            was = vm.state
+            vm.become(DESTROYED)
+            vm.end_reason = reason
+            self.own(self._end(vm, was))  # goes on if our caller leaves
+        await vm.gone.wait()
+
+    async def _end(self, vm: Vm, was: str) -> None:
+        while True:
+            try:
+                await self.store.end_vm(vm.row.vm_id, vm.end_reason, time.time())
+                break
+            except Unavailable as error:  # a full disk: it has to be told to the store some day
+                log.error("store_unavailable", error=str(error))
+                await asyncio.sleep(STORE_RETRY_SECONDS)
         self.vms.pop(vm.row.vm_id, None)
         self.pools[vm.row.pool].remove(vm)
         vm.gone.set()
-        log.info("vm_ended", vm_id=vm.row.vm_id, pool=vm.row.pool, was=was, reason=end.EndReason.Name(reason))
+        self._ended[vm.row.vm_id] = vm.end_reason
+        if len(self._ended) > ENDED_KEPT:
+            self._ended.popitem(last=False)
+        log.info("vm_ended", vm_id=vm.row.vm_id, pool=vm.row.pool, was=was, reason=end.EndReason.Name(vm.end_reason))
         self.kick_all()
+
+    def reason_of_ended(self, vm_id: str) -> Reason:
+        """Why a VM has ended that is no more; VM_LOST if that was too long ago."""
+        return self._ended.get(vm_id, end.END_REASON_VM_LOST)
 
     # -- pools -----------------------------------------------------------------------------------------------------
 
@@ -201,7 +221,7 @@ class Fleet:
             await self.store.remove_pool(pool.row.name)
             log.info("pool_removed", pool=pool.row.name)
 
-    def own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run work as a task that close() ends."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -221,6 +241,3 @@ class Fleet:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         for link in self.links.values():
             await link.close()
-
-
-__all__ = ["ASSIGNED", "Fleet"]

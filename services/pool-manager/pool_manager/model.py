@@ -36,6 +36,8 @@ class Vm:
     end_reason: session_pb2.EndReason.ValueType = session_pb2.END_REASON_UNSPECIFIED
     # Its node has said in a snapshot or a change, to this process, that it is ready.
     confirmed: bool = False
+    # A task of this process waits for its CreateVm.
+    creating: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -77,7 +77,7 @@ class NodeLink:
             while True:
                 silence = SILENCE_SECONDS if sequence is not None else None
                 change = await asyncio.wait_for(call.read(), silence)
-                if change is grpc.aio.EOF:
+                if not isinstance(change, pb.WatchResponse):  # the end of the stream
                     return
                 if sequence is not None and change.sequence != sequence + (change.WhichOneof("event") == "vm"):
                     raise errors.Internal("WATCH_GAP", "a change was lost")
