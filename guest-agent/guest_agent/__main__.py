@@ -12,12 +12,13 @@ from grpclib.config import Configuration
 from grpclib.server import Server
 
 from guest_agent.activity import Activity
+from guest_agent.cgroup import Cgroups
 from guest_agent.contained import Tree
 from guest_agent.execution import Executions
 from guest_agent.execution_service import ExecutionService
 from guest_agent.file_service import FileService
 from guest_agent.guest_service import GuestService
-from guest_agent.launch import Launcher
+from guest_agent.launch import Launcher, renounce
 from guest_agent.machine import MachineIdentity
 from guest_agent.native import NativeIdentity
 from guest_agent.python_language import PythonLanguage
@@ -41,12 +42,12 @@ async def serve(arguments: argparse.Namespace) -> None:
     activity = Activity(time.monotonic())
     executions = Executions(activity)
     native = arguments.unix is not None
-    user = None if native else SANDBOX_USER
-    launcher = Launcher(data, os.environ, user)
+    user, cgroups = (None, None) if native else (SANDBOX_USER, confine())
+    launcher = Launcher(data, os.environ, user, cgroups)
     python = PythonLanguage(launcher, preimport=arguments.preimport or not native)
     execution = ExecutionService(executions, python, launcher)
     files = FileService(Tree(data, user))
-    guest = GuestService(executions, python, NativeIdentity() if native else MachineIdentity())
+    guest = GuestService(executions, python, NativeIdentity() if cgroups is None else MachineIdentity(cgroups))
     server = Server(
         [
             Service(execution_pb2.DESCRIPTOR.services_by_name["ExecutionService"], execution.methods(), activity),
@@ -62,7 +63,16 @@ async def serve(arguments: argparse.Namespace) -> None:
     cells = asyncio.create_task(python.run())
     await stopping.wait()
     cells.cancel()
+    launcher.kill_all()
     server.close()
+
+
+def confine() -> Cgroups:
+    """Set the agent of a VM apart from the user code that it will start."""
+    renounce()
+    cgroups = Cgroups()
+    cgroups.set_up()
+    return cgroups
 
 
 async def listen(server: Server, unix: Path | None) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from google.protobuf import timestamp_pb2
 
 from guest_agent.activity import Activity
+from guest_agent.input_pipe import InputPipe
 from guest_agent.output import Gap, Item, OutputLog
 from sandpool.v1 import execution_pb2 as pb
 
@@ -40,12 +41,13 @@ class Execution:
     cancel: Callable[[pb.KillReason.ValueType], None] = lambda _reason: None
     signal: Callable[[int], None] | None = None
     resume_reading: Callable[[], None] = lambda: None
-    stdin: asyncio.WriteTransport | None = None
+    stdin: InputPipe | None = None
     queued_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
     _lonely: asyncio.TimerHandle | None = None
+    _released: bool = False
 
     def start(self) -> None:
         """The program begins to run."""
@@ -67,11 +69,20 @@ class Execution:
         while self.end is None:
             await self._changed.wait()
 
+    def has_room(self) -> bool:
+        """The program may go on writing: readers keep up, or nobody waits for them any more."""
+        return self._released or self.output.room()
+
     async def room(self) -> None:
-        """Wait until readers have caught up."""
-        while not self.output.room():
+        """Wait until there is room."""
+        while not self.has_room():
             self._moved.clear()
             await self._moved.wait()
+
+    def release(self) -> None:
+        """It is being killed: readers no longer hold it back, as its end must come."""
+        self._released = True
+        self._reader_moved()
 
     def _reader_moved(self) -> None:
         self._moved.set()

@@ -95,11 +95,13 @@ class ExecutionService:
     async def input(self, request: pb.InputRequest) -> pb.InputResponse:
         """Write to standard input."""
         execution = self._running(request.execution_id)
-        if execution.stdin is None or execution.stdin.is_closing():
+        stdin = execution.stdin
+        if stdin is None or stdin.closed:
             raise Refused(Status.FAILED_PRECONDITION, "STDIN_CLOSED", "standard input is closed")
-        execution.stdin.write(request.data)
+        stdin.write(request.data)
         if request.end:
-            execution.stdin.close()
+            stdin.close()
+        await stdin.drain()
         return pb.InputResponse()
 
     async def signal(self, request: pb.SignalRequest) -> pb.SignalResponse:

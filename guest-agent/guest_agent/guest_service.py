@@ -11,6 +11,7 @@ from grpclib.const import Status
 from guest_agent.execution import Executions
 from guest_agent.python_language import PythonLanguage
 from guest_agent.rpc import Refused
+from guest_agent.worker_process import WorkerLost
 from sandpool.guest.v1 import guest_pb2 as pb
 
 PROTOCOL_VERSION = 1
@@ -21,7 +22,7 @@ class Identity(Protocol):
     """What makes a machine itself: a VM's kernel, or nothing at all for an agent that runs natively."""
 
     def assume(self, request: pb.PrepareRequest) -> None:
-        """Take entropy, clock, machine-id, boot-id and hostname from the request. Raises OSError."""
+        """Take entropy, clock, machine-id, boot-id, hostname and limits from the request. Raises OSError."""
 
     def settle(self) -> None:
         """Write everything to disk and drop caches, before the machine is frozen."""
@@ -76,7 +77,10 @@ class GuestService:
         now = timestamp_pb2.Timestamp()
         now.GetCurrentTime()
         # A sample is the proof that the worker answers, and that it is not the worker of another clone.
-        sample = await self._python.seed(hashlib.sha256(request.entropy + os.urandom(32)).digest())
+        try:
+            sample = await self._python.seed(hashlib.sha256(request.entropy + os.urandom(32)).digest())
+        except (OSError, WorkerLost) as error:
+            raise Refused(Status.INTERNAL, "PREPARE_FAILED", "the Python worker does not answer") from error
         response = pb.PrepareResponse(
             protocol_version=PROTOCOL_VERSION,
             random_sample=os.urandom(32),

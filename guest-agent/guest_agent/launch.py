@@ -1,38 +1,103 @@
 """Starting processes for user code: the one place of the agent that does."""
 
-import asyncio
+import ctypes
+import os
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from guest_agent.cgroup import Cgroups, Group
+from guest_agent.process import Program
+
+# linux/prctl.h
+PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
+# A static shell that user code cannot read, and so cannot trace: see start.sh. It waits until it is in its group.
+GATE = "/run/sandpool/gate"
+GATE_SCRIPT = 'read -r _ -u "$0" || exit 126; eval "exec $0<&-"; exec "$@"'
+
 
 class Launcher:
-    """Starts programs in sessions of their own, in the data directory, as the user of user code."""
+    """Starts programs in sessions of their own, in the data directory.
 
-    def __init__(self, data: Path, environment: Mapping[str, str], user: int | None) -> None:
+    In a VM (user and cgroups are given) as that user, without any privilege or way to gain one, in a fresh group.
+    """
+
+    def __init__(
+        self, data: Path, environment: Mapping[str, str], user: int | None = None, cgroups: Cgroups | None = None
+    ) -> None:
         self.data = data
         self._environment = dict(environment)
         self._user = user
+        self._cgroups = cgroups
+        self._programs: set[Program] = set()
 
-    async def start(
+    def start(
         self,
-        _name: str,
+        name: str,
         arguments: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         streams: Mapping[str, Any],
-    ) -> asyncio.subprocess.Process:
-        """Start a program; streams are keywords of create_subprocess_exec. Raises OSError if it cannot be started."""
-        identity: dict[str, Any] = {}
-        if self._user is not None:
-            identity = {"user": self._user, "group": self._user, "extra_groups": ()}
-        return await asyncio.create_subprocess_exec(
-            arguments[0],
-            *arguments[1:],
-            env={**self._environment, **(env or {})},
-            cwd=self.data / (cwd or ""),
-            start_new_session=True,
-            **identity,
+    ) -> Program:
+        """Start a program; streams are keywords of Popen, name is its group's. Raises OSError, ValueError."""
+        options: dict[str, Any] = {
+            "env": {**self._environment, **(env or {})},
+            "cwd": self.data / (cwd or ""),
+            "start_new_session": True,
             **streams,
-        )
+        }
+        self._programs = {program for program in self._programs if program.running}
+        if self._cgroups is None:
+            program = Program(subprocess.Popen(arguments, **options), None, None)
+        else:
+            program = self._start_confined(self._cgroups, name, arguments, options)
+        self._programs.add(program)
+        return program
+
+    def _start_confined(
+        self, cgroups: Cgroups, name: str, arguments: Sequence[str], options: dict[str, Any]
+    ) -> Program:
+        group = cgroups.make(name)
+        gate_in, gate_out = os.pipe()
+        options["pass_fds"] = (*options.get("pass_fds", ()), gate_in)
+        identity: dict[str, Any] = {"user": self._user, "group": self._user, "extra_groups": ()}
+        gated = [GATE, "sh", "-c", GATE_SCRIPT, str(gate_in), *arguments]
+        try:
+            popen = subprocess.Popen(gated, **identity, **options)
+            _admit(popen, group, gate_out)
+        except BaseException:
+            group.close()
+            group.try_remove()
+            raise
+        finally:
+            os.close(gate_in)
+            os.close(gate_out)
+        return Program(popen, cgroups, group)
+
+    def kill_all(self) -> None:
+        """The agent ends, and with it everything that it has started."""
+        for program in self._programs:
+            if program.running:
+                program.kill()
+
+
+def _admit(popen: "subprocess.Popen[bytes]", group: Group, gate: int) -> None:
+    try:
+        group.add(popen.pid)
+        os.write(gate, b"\n")
+    except OSError:
+        popen.kill()
+        popen.wait()
+        raise
+
+
+def renounce() -> None:
+    """From here on nothing that this process starts can gain a privilege. It keeps its own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "cannot set no_new_privs")
+    capability = 0
+    while libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
+        capability += 1

@@ -8,6 +8,7 @@ import struct
 import time
 from pathlib import Path
 
+from guest_agent.cgroup import Cgroups
 from sandpool.guest.v1 import guest_pb2 as pb
 
 # linux/random.h
@@ -20,6 +21,9 @@ RUN = Path("/run/sandpool")
 class MachineIdentity:
     """Of a real VM; needs root."""
 
+    def __init__(self, cgroups: Cgroups) -> None:
+        self._cgroups = cgroups
+
     def assume(self, request: pb.PrepareRequest) -> None:
         """Entropy first: the boot id comes from it."""
         entropy = request.entropy
@@ -31,6 +35,8 @@ class MachineIdentity:
         Path("/etc/hostname").write_text(request.hostname + "\n")
         Path("/etc/machine-id").write_text(request.machine_id + "\n")
         self._renew_boot_id()
+        if request.max_processes:
+            self._cgroups.limit_processes(request.max_processes)
 
     def _renew_boot_id(self) -> None:
         """The kernel's own is fixed for a boot, and a clone has not booted: another one is mounted over it."""

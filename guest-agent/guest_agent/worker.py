@@ -1,12 +1,11 @@
-"""The Python worker: an IPython InteractiveShell in a process of its own, spoken to over two pipes.
+"""The Python worker: an IPython InteractiveShell in a process of its own, spoken to over two pipes (worker_pipe.py).
 
-Started by the guest agent as `python -u -m guest_agent.worker REQUESTS REPLIES` (descriptor numbers). A frame is a byte
-of kind, four bytes of length (big endian), then the payload. Requests: X (JSON of a cell), S (seed bytes).
-Replies: R (JSON header, newline, raw data), E (JSON: end of the cell), S (32 random bytes after reseeding).
-Output is not framed: descriptors 1 and 2 are pipes that the agent reads, so that children and C code stream too.
+Started by the guest agent as `python -u -m guest_agent.worker REQUESTS REPLIES` (descriptor numbers). Output is not
+framed: descriptors 1 and 2 are pipes that the agent reads, so that children and C code stream too.
 """
 
 import base64
+import contextlib
 import gc
 import io
 import json
@@ -14,13 +13,15 @@ import os
 import random
 import resource
 import signal
-import struct
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
+
+from guest_agent.worker_pipe import WorkerPipe
 
 # Imported before the template is frozen, so that they cost a session nothing. What is not installed is passed over.
 POPULAR = (
@@ -29,37 +30,17 @@ POPULAR = (
 )  # fmt: skip
 
 
-class Pipe:
-    """Framed messages over two descriptors."""
-
-    def __init__(self, requests: int, replies: int) -> None:
-        self._in = os.fdopen(requests, "rb")
-        self._out = replies
-
-    def receive(self) -> tuple[str, bytes]:
-        """Kind and payload of the next request. Raises EOFError when the agent is gone."""
-        head = self._in.read(5)
-        if len(head) < 5:
-            raise EOFError
-        kind, length = struct.unpack(">BI", head)
-        return chr(kind), self._in.read(length)
-
-    def send(self, kind: str, *parts: bytes) -> None:
-        """Write one frame whole."""
-        payload = b"".join(parts)
-        view = memoryview(struct.pack(">BI", ord(kind), len(payload)) + payload)
-        while view:
-            view = view[os.write(self._out, view) :]
-
-
 class Worker:
     """The shell and what it is doing."""
 
-    def __init__(self, pipe: Pipe) -> None:
+    def __init__(self, pipe: WorkerPipe) -> None:
         self.pipe = pipe
         self.running = False
         self.results = 0
         self.failure: tuple[str, str, str] | None = None
+        self.pid = os.getpid()
+        self.home = os.getcwd()  # noqa: PTH109
+        self.spare = {1: os.dup(1), 2: os.dup(2)}
         self.shell = self._make_shell()
 
     def _make_shell(self) -> Any:
@@ -87,40 +68,62 @@ class Worker:
                 raw = value.encode("utf-8", "replace")
             else:
                 raw = json.dumps(value, default=str).encode()
-            header = {"id": self.results, "mime": mime_type, "value": is_value}
-            self.pipe.send("R", json.dumps(header).encode(), b"\n", raw)
+            header = {"id": self.results, "mime": str(mime_type)[:256], "value": is_value, "size": len(raw)}
+            # A thread that outlives its cell has nobody to show anything to.
+            self.pipe.send("R", json.dumps(header).encode(), raw, only_if=lambda: self.running)
 
     def show_traceback(self, kind: type[BaseException], value: BaseException, lines: list[str]) -> None:
         """Keep the exception for the end frame instead of printing it."""
-        self.failure = (kind.__name__, str(value), "\n".join(lines))
+        self.failure = (kind.__name__, _say(value), "\n".join(lines))
 
     def run(self, source: str, env: dict[str, str], cwd: str | None, stdin: bytes) -> dict[str, Any]:
         """Run one cell. Returns the end frame's content."""
         self.results, self.failure = 0, None
         before = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        saved = {name: os.environ.get(name) for name in env}
-        os.environ.update(env)
-        if cwd:
-            os.chdir(cwd)
-        sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))
+        self._restore_streams()
+        sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))  # input() raises EOFError at its end
+        error: BaseException | None
         try:
-            self.running = True
-            outcome = self.shell.run_cell(source, store_history=True)
-            self._show_figures()
-        except KeyboardInterrupt as error:  # arrived outside of the cell's own frames
-            return self._end(before, error)
+            with self._directory(cwd), _environment(env):
+                self.running = True
+                outcome = self.shell.run_cell(source, store_history=True)
+                self._show_figures()
+                self.running = False
+            error = outcome.error_before_exec or outcome.error_in_exec
+        except BaseException as caught:  # an interrupt outside of the cell's frames, a directory that is not there
+            error = caught
+        self.running = False
+        if os.getpid() != self.pid:  # the cell has forked, and this is the copy: one is enough to go on
+            os._exit(0)
+        return self._end(before, error)
+
+    def _restore_streams(self) -> None:
+        """A cell may have closed what the next one prints to."""
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            stream = getattr(sys, name)
+            if stream is None or getattr(stream, "closed", False):
+                os.dup2(self.spare[number], number)
+                setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
+
+    @contextlib.contextmanager
+    def _directory(self, cwd: str | None) -> Iterator[None]:
+        """For this cell only. Without one it stays where it is, unless that is gone."""
+        if cwd is None:
+            try:
+                os.getcwd()  # noqa: PTH109
+            except FileNotFoundError:
+                os.chdir(self.home)
+            yield
+            return
+        back = os.open(".", os.O_PATH)
+        try:
+            os.chdir(os.path.join(self.home, cwd))  # noqa: PTH118
+            yield
         finally:
-            self.running = False
-            for name, value in saved.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-        return self._end(before, outcome.error_before_exec or outcome.error_in_exec)
+            os.fchdir(back)
+            os.close(back)
 
     def _end(self, before: Any, error: BaseException | None) -> dict[str, Any]:
-        sys.stdout.flush()
-        sys.stderr.flush()
         end: dict[str, Any] = {"exit": 0, "cpu": 0.0}
         for then, who in zip(before, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN), strict=True):
             now = resource.getrusage(who)
@@ -128,20 +131,27 @@ class Worker:
             end["memory"] = max(end.get("memory", 0), now.ru_maxrss * 1024)
         if isinstance(error, SystemExit):
             end["exit"] = error.code if isinstance(error.code, int) else int(error.code is not None)
+            if end["exit"] and not isinstance(error.code, int):
+                os.write(2, f"{_say(error)}\n".encode("utf-8", "replace"))
         elif error is not None:
-            name, value, trace = self.failure or (type(error).__name__, str(error), "")
+            name, value, trace = self.failure or (type(error).__name__, _say(error), "")
             end.update(exit=1, error={"name": name[:256], "value": value[:16384], "traceback": trace[-65536:]})
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # whatever the cell has put there
+                stream.flush()
         return end
 
     def _show_figures(self) -> None:
         pyplot = sys.modules.get("matplotlib.pyplot")
         if pyplot is None:
             return
-        for number in pyplot.get_fignums():
-            picture = io.BytesIO()
-            pyplot.figure(number).savefig(picture, format="png", bbox_inches="tight")
-            self.publish({"image/png": picture.getvalue()})
-        pyplot.close("all")
+        try:
+            for number in pyplot.get_fignums():
+                picture = io.BytesIO()
+                pyplot.figure(number).savefig(picture, format="png", bbox_inches="tight")
+                self.publish({"image/png": picture.getvalue()})
+        finally:
+            pyplot.close("all")
 
     def seed(self, seed: bytes) -> bytes:
         """Make every generator of this process its own. Returns a sample."""
@@ -178,6 +188,28 @@ class Display:
         return False
 
 
+@contextlib.contextmanager
+def _environment(env: dict[str, str]) -> Iterator[None]:
+    """For this cell only."""
+    saved = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _say(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as worse:  # the exception is the cell's, and so is its __str__
+        return f"<no text: {type(worse).__name__}>"
+
+
 def preimport() -> None:
     """Import the popular libraries and run once through what a first cell would run."""
     for name in POPULAR:
@@ -193,11 +225,11 @@ def preimport() -> None:
 def main() -> None:
     """Entry point."""
     os.environ.setdefault("MPLBACKEND", "Agg")
-    # Descriptor 0 is /dev/null: input() raises EOFError at once.
-    worker = Worker(Pipe(int(sys.argv[1]), int(sys.argv[2])))
+    pipe = WorkerPipe(int(sys.argv[1]), int(sys.argv[2]))
+    worker = Worker(pipe)
 
     def interrupt(_number: int, _frame: Any) -> None:
-        if worker.running:
+        if worker.running and not pipe.defer_interrupt():
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
@@ -206,18 +238,18 @@ def main() -> None:
 
     gc.collect()
     gc.freeze()
-    worker.pipe.send("S", b"ready")
+    pipe.send("S", b"ready")
     while True:
         try:
-            kind, payload = worker.pipe.receive()
+            kind, payload = pipe.receive()
         except EOFError:
             os._exit(0)
         if kind == "S":
-            worker.pipe.send("S", worker.seed(payload))
+            pipe.send("S", worker.seed(payload))
         else:
             request = json.loads(payload)
             end = worker.run(request["source"], request["env"], request["cwd"], base64.b64decode(request["stdin"]))
-            worker.pipe.send("E", json.dumps(end).encode())
+            pipe.send("E", json.dumps(end).encode())
 
 
 if __name__ == "__main__":

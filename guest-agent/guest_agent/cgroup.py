@@ -1,0 +1,160 @@
+"""Control groups of a VM: "agent" for the agent, "user/<name>-<n>" for each command and each language worker.
+
+A memory hog is killed in its own group and a fork bomb stops at pids.max, while the agent has memory and CPU set aside.
+"""
+
+import asyncio
+import itertools
+import os
+import select
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+CONTROLLERS = "+cpu +memory +pids"
+# For the kernel, the agent and what it buffers (execution.py): user code gets the rest.
+RESERVED_BYTES = 96 << 20
+AGENT_WEIGHT, USER_WEIGHT = 1000, 50
+DEFAULT_PROCESSES = 256
+# One group leaves this share of the processes to the others, so that a fork bomb does not stop every other command.
+SHARE = 8
+# Killed processes are gone in no time, unless they hang in the kernel: then their group is left to a later round.
+EMPTY_SECONDS = 2.0
+# oom_score_adj of user code: killed before anything else, if the whole machine runs out.
+USER_ADJUSTMENT = 500
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of a group since it was made (peak: since the latest mark)."""
+
+    cpu_seconds: float
+    peak_memory_bytes: int
+
+
+class Cgroups:
+    """Owner of the hierarchy. Needs root and cgroup v2 at ROOT."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        self._user = root / "user"
+        self._numbers = itertools.count(1)
+        self._processes = DEFAULT_PROCESSES
+        self._left: list[Group] = []
+
+    def set_up(self) -> None:
+        """Enter "agent" and limit "user"; what an agent before this one left there is killed. Raises OSError."""
+        for name in ("agent", "user"):
+            (self._root / name).mkdir(exist_ok=True)
+        (self._user / "cgroup.kill").write_text("1")
+        (self._root / "agent" / "cgroup.procs").write_text("0")
+        Path("/proc/self/oom_score_adj").write_text("-1000")
+        (self._root / "cgroup.subtree_control").write_text(CONTROLLERS)
+        (self._root / "agent" / "cpu.weight").write_text(str(AGENT_WEIGHT))
+        (self._user / "cpu.weight").write_text(str(USER_WEIGHT))
+        (self._user / "memory.max").write_text(str(max(_memory_bytes() - RESERVED_BYTES, RESERVED_BYTES)))
+        (self._user / "cgroup.subtree_control").write_text(CONTROLLERS)
+        self.limit_processes(DEFAULT_PROCESSES)
+
+    def limit_processes(self, most: int) -> None:
+        """How many processes and threads user code may have. Groups that exist keep their own part."""
+        self._processes = most
+        (self._user / "pids.max").write_text(str(most))
+
+    def make(self, name: str) -> "Group":
+        """A fresh group. Raises OSError."""
+        self._left = [group for group in self._left if not group.try_remove()]
+        path = self._user / f"{name}-{next(self._numbers)}"
+        path.mkdir()
+        (path / "memory.oom.group").write_text("1")
+        (path / "pids.max").write_text(str(self._processes - self._processes // SHARE))
+        return Group(path)
+
+    async def end(self, group: "Group") -> None:
+        """Kill everything in a group and remove it."""
+        group.kill()
+        await group.empty()
+        group.close()
+        if not group.try_remove():
+            self._left.append(group)
+
+
+class Group:
+    """One leaf."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._peak = os.open(path / "memory.peak", os.O_RDWR | os.O_CLOEXEC)
+
+    def add(self, pid: int) -> None:
+        """Move a process here: one of ours that has not run user code yet. Raises OSError."""
+        (self._path / "cgroup.procs").write_text(str(pid))
+        # Written by root: user code cannot lower it again.
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(USER_ADJUSTMENT))
+
+    def pids(self) -> list[int]:
+        """Who is in it now."""
+        return [int(line) for line in (self._path / "cgroup.procs").read_text().split()]
+
+    def kill(self) -> None:
+        """Kill everything in it, forks under way included."""
+        (self._path / "cgroup.kill").write_text("1")
+
+    def freeze(self, frozen: bool) -> None:
+        """Stop everything in it, or let it go on."""
+        (self._path / "cgroup.freeze").write_text(str(int(frozen)))
+
+    def mark(self) -> None:
+        """The next usage has the peak from here on (kernel 6.12)."""
+        os.write(self._peak, b"0")
+
+    def usage(self) -> Usage:
+        """What it has used."""
+        cpu = _field((self._path / "cpu.stat").read_text(), "usage_usec")
+        return Usage(cpu / 1e6, int(os.pread(self._peak, 32, 0)))
+
+    def oom_kills(self) -> int:
+        """How many processes have been killed here for want of memory."""
+        return _field((self._path / "memory.events").read_text(), "oom_kill")
+
+    async def empty(self) -> bool:
+        """Wait until nothing is left in it, at most EMPTY_SECONDS."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        with (self._path / "cgroup.events").open("rb", buffering=0) as events, select.epoll() as poll:
+            poll.register(events, select.EPOLLPRI)  # an epoll of its own: asyncio knows no EPOLLPRI
+            loop.add_reader(poll.fileno(), changed.set)
+            try:
+                async with asyncio.timeout(EMPTY_SECONDS):
+                    while _field(os.pread(events.fileno(), 128, 0).decode(), "populated"):
+                        changed.clear()
+                        await changed.wait()
+            except TimeoutError:
+                return False
+            finally:
+                loop.remove_reader(poll.fileno())
+        return True
+
+    def close(self) -> None:
+        """Once."""
+        os.close(self._peak)
+
+    def try_remove(self) -> bool:
+        """False while something lives in it."""
+        try:
+            self._path.rmdir()
+        except OSError:
+            return False
+        return True
+
+
+def _field(text: str, name: str) -> int:
+    """A number of a flat keyed file; 0 if it is not there."""
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,138 @@
+"""One living language worker, as the agent sees it: a program with framed pipes (worker.py says how)."""
+
+import asyncio
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from guest_agent.input_pipe import InputPipe
+from guest_agent.launch import Launcher
+from guest_agent.process import Program, ProgramEnd
+from guest_agent.pump import Pump
+
+# Frames are hostile, as the worker runs user code. What is large (results) comes outside of them, in pieces.
+MAX_FRAME_BYTES = 1 << 20
+BUFFER_BYTES = 256 << 10
+# A worker whose pipe has ended is ending: for so long its own exit code is waited for.
+EXIT_SECONDS = 1.0
+
+
+class WorkerLost(Exception):
+    """The worker has ended, or speaks nonsense."""
+
+
+def _ignore(_data: bytes) -> None:
+    """Output of no execution."""
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass
+class WorkerProcess:
+    """Owns the program and every pipe to it."""
+
+    program: Program
+    requests: InputPipe
+    replies: asyncio.StreamReader
+    transport: asyncio.ReadTransport
+    stdout: Pump
+    stderr: Pump
+
+    @classmethod
+    async def start(cls, launcher: Launcher, preimport: bool) -> "WorkerProcess":
+        """Start a worker and wait until it is ready. Raises OSError, WorkerLost."""
+        requests_in, requests_out = os.pipe()
+        replies_in, replies_out = os.pipe()
+        stdout_in, stdout_out = os.pipe()
+        stderr_in, stderr_out = os.pipe()
+        arguments = [sys.executable, "-u", "-m", "guest_agent.worker", str(requests_in), str(replies_out)]
+        streams = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": stdout_out,
+            "stderr": stderr_out,
+            "pass_fds": (requests_in, replies_out),
+        }
+        try:
+            program = launcher.start("python", arguments + ["--preimport"] * preimport, streams=streams)
+        except BaseException:
+            for descriptor in (requests_out, replies_in, stdout_in, stderr_in):
+                os.close(descriptor)
+            raise
+        finally:
+            for descriptor in (requests_in, replies_out, stdout_out, stderr_out):
+                os.close(descriptor)
+        replies = asyncio.StreamReader(limit=BUFFER_BYTES)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(replies), os.fdopen(replies_in, "rb")
+        )
+        requests = await InputPipe.open(os.fdopen(requests_out, "wb", buffering=0))
+        pumps = [Pump(descriptor, _ignore, _always) for descriptor in (stdout_in, stderr_in)]
+        worker = cls(program, requests, replies, transport, *pumps)
+        try:
+            await worker.receive()  # ready
+        except WorkerLost:
+            await worker.bury()
+            raise
+        return worker
+
+    async def receive(self) -> tuple[str, bytes]:
+        """The next frame. Raises WorkerLost."""
+        kind, length = struct.unpack(">BI", await self.receive_bytes(5))
+        if length > MAX_FRAME_BYTES:
+            raise WorkerLost
+        return chr(kind), await self.receive_bytes(length)
+
+    async def receive_bytes(self, size: int) -> bytes:
+        """Exactly size bytes: of a frame, or of what follows one. Raises WorkerLost."""
+        try:
+            return await self.replies.readexactly(size)
+        except asyncio.IncompleteReadError:
+            raise WorkerLost from None
+
+    def send(self, kind: str, payload: bytes) -> None:
+        """Queue a request."""
+        self.requests.write(struct.pack(">BI", ord(kind), len(payload)) + payload)
+
+    def redirect(
+        self, stdout: Callable[[bytes], None], stderr: Callable[[bytes], None], room: Callable[[], bool]
+    ) -> None:
+        """Where output goes from here on."""
+        self.stdout.redirect(stdout, room)
+        self.stderr.redirect(stderr, room)
+
+    def ignore_output(self) -> None:
+        """What threads and children write between two cells goes nowhere."""
+        self.redirect(_ignore, _ignore, _always)
+
+    def resume(self) -> None:
+        """Readers have moved."""
+        self.stdout.resume()
+        self.stderr.resume()
+
+    def drain(self) -> None:
+        """Take what is in the pipes now."""
+        self.stdout.drain()
+        self.stderr.drain()
+
+    async def bury(self) -> ProgramEnd:
+        """End it, if it has not ended, with all that it has started, and give everything back."""
+        if not self.replies.at_eof():
+            self.program.signal_leader(signal.SIGKILL)
+        try:
+            await asyncio.wait_for(self.program.exited(), EXIT_SECONDS)
+        except TimeoutError:
+            self.program.signal_leader(signal.SIGKILL)  # it has only closed its pipe
+            await self.program.exited()
+        end = await self.program.end()
+        self.transport.close()
+        self.requests.abort()
+        self.drain()
+        self.stdout.close()
+        self.stderr.close()
+        return end
