@@ -52,7 +52,7 @@ class StreamCheck:
         self.state = StreamState.AWAITED
         self.position = position
         self.started = False
-        self._execution_id = execution_id
+        self.execution_id = execution_id
         self._resumed = False
         # A reader that begins in the middle learns the offsets from what comes first.
         known = 0 if position == 0 else None
@@ -71,7 +71,7 @@ class StreamCheck:
         self._repeats = self._empty_here
 
     def admit(self, event: pb.ExecutionEvent) -> bool:
-        """Check the next event and drop what is unknown in it. False: the client has had it. Raises GuestProtocolError."""
+        """Check the next event; unknown fields are dropped. False: the client has had it. Raises GuestProtocolError."""
         event.DiscardUnknownFields()
         kind = event.WhichOneof("event")
         if self.state is StreamState.ENDED:
@@ -122,7 +122,7 @@ class StreamCheck:
         return True
 
     def _admit_started(self, event: pb.ExecutionEvent) -> bool:
-        if event.started.execution_id != self._execution_id:
+        if event.started.execution_id != self.execution_id:
             raise GuestProtocolError("another execution_id than asked for")
         if event.next_position != self.position:
             raise GuestProtocolError("another position than asked for")

@@ -1,0 +1,65 @@
+"""Entry point: `python -m scheduler --config FILE.toml`."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from sandpool.v1 import execution_pb2_grpc, file_pb2_grpc, node_pb2, pool_pb2, session_pb2
+from scheduler.config import SchedulerConfig
+from scheduler.execution_service import ExecutionService
+from scheduler.file_service import FileService
+from scheduler.forward import add_forward
+from scheduler.pool_manager import PoolManager
+from scheduler.routes import Routes
+from service_kit import config, log, rpc, server, telemetry
+
+
+@asynccontextmanager
+async def serving(settings: SchedulerConfig) -> AsyncIterator[server.Serving]:
+    """Serve the public API until the block ends."""
+    async with rpc.open_channel(settings.pool_manager) as upstream:
+        routes = Routes(PoolManager(upstream))
+        executions, files = ExecutionService(routes), FileService(routes)
+        services = {
+            "sandpool.v1.ExecutionService": partial(
+                execution_pb2_grpc.add_ExecutionServiceServicer_to_server, executions
+            ),
+            "sandpool.v1.FileService": partial(file_pb2_grpc.add_FileServiceServicer_to_server, files),
+        }
+        for descriptor, name in ((pool_pb2, "PoolService"), (session_pb2, "SessionService"), (node_pb2, "NodeService")):
+            service = descriptor.DESCRIPTOR.services_by_name[name]
+            services[service.full_name] = partial(add_forward, service, upstream)
+        try:
+            async with server.serve(settings.listen, services) as it:
+                yield it
+        finally:
+            await routes.close()
+
+
+async def serve(settings: SchedulerConfig, stopping: asyncio.Event) -> None:
+    """Serve until stopping is set, then drain."""
+    async with serving(settings) as it:
+        print("ready scheduler", *it.addresses, flush=True)
+        await stopping.wait()
+
+
+def main() -> None:
+    """Parse the command line and serve."""
+    parser = argparse.ArgumentParser(prog="sandpool-scheduler", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="settings (TOML)")
+    arguments = parser.parse_args()
+    log.configure("scheduler")
+    telemetry.configure("scheduler")
+    try:
+        settings = config.load(SchedulerConfig, arguments.config)
+        server.run(partial(serve, settings))
+    except (config.ConfigError, server.ListenRefused) as error:
+        sys.exit(f"sandpool-scheduler: {error}")
+
+
+if __name__ == "__main__":
+    main()

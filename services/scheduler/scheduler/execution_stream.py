@@ -1,0 +1,89 @@
+"""The events of one execution, from the guest to the client, over connections that break."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeAlias
+
+import grpc
+from opentelemetry import trace
+
+from sandpool.v1 import execution_pb2 as pb
+from scheduler.guest_check import GuestProtocolError, StreamCheck, StreamState
+from scheduler.routes import Route
+from scheduler.session_call import SessionCall, cut
+from service_kit import telemetry
+
+Stream: TypeAlias = "grpc.aio.UnaryStreamCall[Any, pb.ExecutionEvent]"
+# What a guest that has lost an execution answers to an Attach.
+_FORGOTTEN = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+
+
+async def events(
+    call: SessionCall, check: StreamCheck, open_stream: Callable[[Route, dict[str, Any]], Stream], issued: bool
+) -> AsyncIterator[pb.ExecutionEvent]:
+    """Everything up to the terminal event.
+
+    open_stream sends the client's own request, which may be sent again: an execution is begun once per id. After its
+    first event the stream goes on by Attach. issued: the id is ours, so the client cannot have begun it before.
+    """
+    telemetry.annotate(execution_id=check.execution_id)
+    span = trace.get_tracer("sandpool").start_span("guest")
+    guest = client = 0.0
+    try:
+        with call:
+            while True:
+                route = await call.reach()
+                options = {"timeout": call.seconds_left(), "metadata": telemetry.outgoing()}
+                stream = _attach(route, check, options) if check.started else open_stream(route, options)
+                fresh = True
+                mark = time.perf_counter()
+                try:
+                    async for event in stream:
+                        now = time.perf_counter()
+                        guest += now - mark
+                        if event is None:  # grpcio's answer for bytes that are no such message
+                            raise GuestProtocolError("an event that cannot be parsed")
+                        admitted = check.admit(event)
+                        if fresh:
+                            fresh = False
+                            call.answered()
+                        if admitted:
+                            _complete(event, call, check, issued)
+                            yield event
+                        mark = time.perf_counter()
+                        client += mark - now
+                    check.finish()
+                    return
+                except GuestProtocolError as error:
+                    raise await call.violated(error) from error
+                except grpc.aio.AioRpcError as error:
+                    if check.started and error.code() in _FORGOTTEN:
+                        raise cut() from error
+                    await call.fail(error, repeatable=True)
+                finally:
+                    stream.cancel()
+                check.resume()
+    finally:
+        span.end()
+        telemetry.add_stage("guest", guest)
+        telemetry.add_stage("client", client)
+
+
+def _attach(route: Route, check: StreamCheck, options: dict[str, Any]) -> Stream:
+    request = pb.AttachRequest(execution_id=check.execution_id, position=check.position)
+    return route.executions.Attach(request, **options)
+
+
+def _complete(event: pb.ExecutionEvent, call: SessionCall, check: StreamCheck, issued: bool) -> None:
+    """Add what only the scheduler knows."""
+    if check.state is StreamState.ENDED:
+        timings = event.ended.timings
+        timings.acquire_us = int(call.acquire_seconds * 1e6)
+        timings.connect_us = int(call.connect_seconds * 1e6)
+        timings.total_us = int((time.perf_counter() - call.begun) * 1e6)
+    elif event.HasField("started"):
+        event.started.session.CopyFrom(call.binding)
+        if issued:
+            event.started.attached = False
