@@ -14,7 +14,7 @@ from pathlib import Path
 from node_agent import host
 from node_agent.agent import Agent
 from node_agent.config import Config
-from node_agent.guest import Guests
+from node_agent.guest import GuestFailed, Guests
 from node_agent.images import BuiltImages, NoImages
 from node_agent.journal import Journal, read_or_make
 from node_agent.ledger import Ledger
@@ -22,7 +22,7 @@ from node_agent.registration import register_for_ever
 from node_agent.service import NodeAgentService
 from node_agent.templates import ImageSource, Templates
 from node_agent.tunnel_process import TunnelProcess
-from node_agent.vmm import GUEST_ADDRESS_FILE, GuestAddress, Vmm
+from node_agent.vmm import GUEST_ADDRESS_FILE, CloneFailed, GuestAddress, Vmm
 from sandpool.node.v1 import node_pb2_grpc
 from sandpool.pool.v1 import pool_pb2
 from sandpool.v1 import node_pb2
@@ -76,6 +76,8 @@ async def _serve(settings: Config, stopping: asyncio.Event) -> None:
         try:
             (directory / GUEST_ADDRESS_FILE).write_text(address.to_json())
             await guests.quiesce(vm_id)
+        except GuestFailed as error:
+            raise CloneFailed(f"template: {error}") from error
         finally:
             journal.bury_directory(directory)
 

@@ -20,10 +20,11 @@ class NoAnswer(Exception):
 
 
 class Dialled:
-    """A connection and what must be held while it lasts."""
+    """A connection, what must be held while it lasts, and what the guest has said on it already."""
 
-    def __init__(self, peer: socket.socket, lock: int | None = None) -> None:
+    def __init__(self, peer: socket.socket, lock: int | None = None, early: bytes = b"") -> None:
         self.peer = peer
+        self.early = early
         self._lock = lock
 
     def close(self) -> None:
@@ -95,7 +96,8 @@ def _dial_serial(address: GuestAddress) -> Dialled:
                 os.close(lock)
                 continue
             try:
-                return Dialled(_shake_hands(path, deadline), lock)
+                peer, early = _shake_hands(path, deadline)
+                return Dialled(peer, lock, early)
             except BaseException:
                 os.close(lock)
                 raise
@@ -114,15 +116,16 @@ def _last_use(path: str) -> float:
         return 0.0
 
 
-def _shake_hands(path: str, deadline: float) -> socket.socket:
+def _shake_hands(path: str, deadline: float) -> tuple[socket.socket, bytes]:
     wait = FIRST_WAIT_SECONDS
     while time.monotonic() < deadline:
         peer = _connect(path)
         nonce = os.urandom(16).hex().encode() + b"\n"
         try:
             peer.sendall(SYN + nonce)
-            if _find_ack(peer, ACK + nonce, min(time.monotonic() + wait, deadline)):
-                return peer
+            early = _find_ack(peer, ACK + nonce, min(time.monotonic() + wait, deadline))
+            if early is not None:
+                return peer, early
         except OSError:
             pass
         except BaseException:
@@ -133,19 +136,20 @@ def _shake_hands(path: str, deadline: float) -> socket.socket:
     raise NoAnswer("the guest agent does not shake hands")
 
 
-def _find_ack(peer: socket.socket, ack: bytes, deadline: float) -> bool:
-    """Discard up to and including the ACK. The guest says nothing after it before we do."""
+def _find_ack(peer: socket.socket, ack: bytes, deadline: float) -> bytes | None:
+    """Discard up to and including the ACK; what comes with it belongs to the client (the server's SETTINGS)."""
     tail = b""
     while (left := deadline - time.monotonic()) > 0:
         peer.settimeout(left)
         try:
             data = peer.recv(65536)
         except TimeoutError:
-            return False
+            return None
         if not data:
-            return False
+            return None
         tail += data
-        if ack in tail:
-            return True
+        _, found, early = tail.partition(ack)
+        if found:
+            return early
         tail = tail[-len(ack) :]
-    return False
+    return None

@@ -61,7 +61,7 @@ class Tunnel:
             except Refused as refusal:
                 client.sendall(f"HTTP/1.1 {refusal}\r\nContent-Length: 0\r\n\r\n".encode())
                 return
-            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + dialled.early)
             relay(client, dialled.peer)
         except OSError as error:
             log.info("tunnel_broken", error=str(error))
