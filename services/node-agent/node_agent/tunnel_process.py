@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from node_agent.drivers.qemu.process import start_time
+from node_agent.drivers.process import start_time
 
 RECORD_FILE = "tunnel.json"
 

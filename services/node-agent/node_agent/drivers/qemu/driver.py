@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from node_agent.drivers.process import VmProcess, recorded_pid
 from node_agent.drivers.qemu import process
 from node_agent.drivers.qemu.command import Launch, arguments
-from node_agent.drivers.qemu.process import QemuProcess
 from node_agent.drivers.qemu.qmp import Qmp, QmpError
 from node_agent.vmm import GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec
 
@@ -69,7 +69,7 @@ class QemuVmm:
         for name in ("memory", "state", "scratch", "image.json"):
             (directory / name).chmod(0o444)
 
-    async def clone(self, template: Path, machine: MachineSpec, directory: Path) -> QemuProcess:
+    async def clone(self, template: Path, machine: MachineSpec, directory: Path) -> VmProcess:
         """Start, load the state, resume."""
         record = json.loads((template / "image.json").read_text())
         image_id = record.pop("image_id")
@@ -90,20 +90,20 @@ class QemuVmm:
             raise
         return running
 
-    async def recover(self, directory: Path) -> QemuProcess | None:
+    async def recover(self, directory: Path) -> VmProcess | None:
         """By pid and start time; a VM that was never resumed has no address and is killed."""
-        pid = process.recorded_pid(directory)
+        pid = recorded_pid(directory)
         if pid is None:
             return None
         with suppress(ProcessLookupError):
-            running = QemuProcess(pid, directory)
+            running = VmProcess(pid, process.address_of(directory))
             if (directory / GUEST_ADDRESS_FILE).exists():
                 return running
             await running.destroy()
         return None
 
 
-def _start(image: Image, machine: MachineSpec, template: Path, directory: Path, *, is_clone: bool) -> QemuProcess:
+def _start(image: Image, machine: MachineSpec, template: Path, directory: Path, *, is_clone: bool) -> VmProcess:
     listener = process.listen(directory)
     try:
         root_bytes = image.root.stat().st_size

@@ -1,0 +1,69 @@
+"""Processes that outlive the agent: found again by pid and start time, watched by pidfd. For every driver."""
+
+import asyncio
+import json
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+from node_agent.vmm import GuestAddress
+
+PROCESS_FILE = "process.json"
+
+
+def start_time(pid: int) -> str | None:
+    """Field 22 of /proc/PID/stat: with the pid it names a process for ever. None if there is none, or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+def record(directory: Path, pid: int) -> None:
+    """Write down which process is the VM in directory."""
+    (directory / PROCESS_FILE).write_text(json.dumps({"pid": pid, "start_time": start_time(pid)}))
+
+
+def recorded_pid(directory: Path) -> int | None:
+    """The pid that directory's record names, if that very process still lives."""
+    try:
+        values = json.loads((directory / PROCESS_FILE).read_text())
+        return int(values["pid"]) if start_time(values["pid"]) == values["start_time"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class VmProcess:
+    """A RunningVm that is one process. Alive until its pidfd says otherwise."""
+
+    def __init__(self, pid: int, address: GuestAddress) -> None:
+        """Raises ProcessLookupError."""
+        self._pid = pid
+        self._pidfd: int | None = os.pidfd_open(pid)
+        self._ended = asyncio.Event()
+        self.address = address
+        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+
+    def _reap(self) -> None:
+        if self._pidfd is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        with suppress(ChildProcessError):  # a recovered one is not our child
+            os.waitpid(self._pid, os.WNOHANG)
+        os.close(self._pidfd)
+        self._pidfd = None
+        self._ended.set()
+
+    async def exited(self) -> str:
+        """Wait for the process."""
+        await self._ended.wait()
+        return "the process of the VM has ended"
+
+    async def destroy(self) -> None:
+        """Kill and reap."""
+        if self._pidfd is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        await self._ended.wait()
