@@ -115,6 +115,7 @@ async def _serve(settings: Config, stopping: asyncio.Event) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
         if settings.destroy_on_exit:
             await agent.destroy_all()
+        agent.changes.close()
     await agent.close()
     if settings.destroy_on_exit:
         await tunnel.stop()

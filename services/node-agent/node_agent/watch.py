@@ -17,7 +17,7 @@ class Changes:
 
     def __init__(self) -> None:
         self._sequence = 0
-        self._watchers: set[asyncio.Queue[pb.WatchResponse]] = set()
+        self._watchers: set[asyncio.Queue[pb.WatchResponse | None]] = set()
 
     def publish(self, vm: pb.Vm) -> None:
         """Tell every watcher."""
@@ -27,19 +27,27 @@ class Changes:
             with suppress(asyncio.QueueFull):  # that watcher sees it from the length
                 queue.put_nowait(change)
 
+    def close(self) -> None:
+        """End every stream: the agent stops."""
+        for queue in self._watchers:
+            with suppress(asyncio.QueueFull):
+                queue.put_nowait(None)
+
     async def watch(
         self, snapshot: Callable[[], pb.NodeSnapshot], heartbeat: Callable[[], pb.Heartbeat]
     ) -> AsyncIterator[pb.WatchResponse]:
         """A snapshot, then every change after it; a heartbeat each second. Raises ResourceExhausted when far behind."""
-        queue: asyncio.Queue[pb.WatchResponse] = asyncio.Queue(MAX_BEHIND)
+        queue: asyncio.Queue[pb.WatchResponse | None] = asyncio.Queue(MAX_BEHIND)
         self._watchers.add(queue)
         try:
             yield pb.WatchResponse(snapshot=snapshot(), sequence=self._sequence)
             while True:
                 try:
-                    change = await asyncio.wait_for(queue.get(), HEARTBEAT_SECONDS)
+                    change: pb.WatchResponse | None = await asyncio.wait_for(queue.get(), HEARTBEAT_SECONDS)
                 except TimeoutError:
                     change = pb.WatchResponse(heartbeat=heartbeat(), sequence=self._sequence)
+                if change is None:
+                    return
                 if queue.full():
                     raise ResourceExhausted("WATCHER_BEHIND", "too many changes at once: watch again")
                 yield change

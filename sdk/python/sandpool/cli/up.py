@@ -1,0 +1,163 @@
+"""`sandpool up`: the whole installation on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from rich.console import Console
+
+from sandpool.cli.supervisor import Service, StartFailed, Supervisor
+from sandpool.v1 import pool_pb2, pool_pb2_grpc
+
+POLL_SECONDS = 0.2
+
+
+class CannotRun(Exception):
+    """Said to the user as it is."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of the command line."""
+
+    state_dir: Path
+    cache_dir: Path
+    listen: str
+    driver: str
+    ready_target: int
+    default_pool: bool
+
+
+def services(options: Options) -> list[Service]:
+    """In the order of their start."""
+    state = options.state_dir
+    pool_manager, node_agent = f"unix:{state}/run/pool-manager.sock", f"unix:{state}/run/node-agent.sock"
+    return [
+        Service(
+            "pool-manager",
+            "pool_manager",
+            {"listen": [pool_manager], "store": str(state / "store.db"), "key": str(state / "capability.key")},
+        ),
+        Service(
+            "node-agent",
+            "node_agent",
+            {
+                "listen": [node_agent],
+                "state_dir": str(state / "node"),
+                "cache_dir": str(options.cache_dir),
+                "pool_manager": pool_manager,
+                "driver": options.driver,
+                "destroy_on_exit": True,
+            },
+            sweep=True,
+        ),
+        Service("scheduler", "scheduler", {"listen": [options.listen], "pool_manager": pool_manager}),
+    ]
+
+
+@contextmanager
+def _only_one(state_dir: Path) -> Iterator[None]:
+    """Raises CannotRun with the pid of the one that runs."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (state_dir / "run").mkdir(mode=0o700, exist_ok=True)
+    with (state_dir / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise CannotRun(f"sandpool runs already on {state_dir}, as process {file.read().strip()}") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def run(options: Options) -> int:
+    """Until a signal; returns the exit code."""
+    console = Console(stderr=True)
+    try:
+        with _only_one(options.state_dir):
+            return asyncio.run(_run(options, console))
+    except CannotRun as error:
+        console.print(f"[red]{error}", highlight=False)
+        return 1
+
+
+async def _run(options: Options, console: Console) -> int:
+    main = asyncio.current_task()
+    assert main is not None
+    loop = asyncio.get_running_loop()
+    stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            main.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+
+    def report(text: str) -> None:
+        console.print(f"[yellow]{text}", highlight=False)
+
+    children = services(options)
+    supervisor = Supervisor(options.state_dir, children, report)
+    code = 0
+    try:
+        await supervisor.start()
+        address = children[-1].address
+        if options.default_pool:
+            await _make_pool(address, options.ready_target, console)
+        print(f"ready sandpool {address}", flush=True)
+        console.print(f"[green]sandpool is ready[/] at {address}. Try:", highlight=False)
+        console.print("  sandpool run -c 'print(6 * 7)'\nCtrl-C ends everything.", highlight=False)
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        console.print("ending every VM and service ...")
+    except StartFailed as error:
+        console.print(f"[red]{error}", highlight=False, markup=False)
+        code = 1
+    finally:
+        stopping = True
+        await supervisor.stop()
+        supervisor.close()
+    return code
+
+
+async def _make_pool(address: str, ready_target: int, console: Console) -> None:
+    """The pool "python", left as it is if it is there; returns when its first VM is warm."""
+    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        stub = pool_pb2_grpc.PoolServiceStub(channel)
+        request = pool_pb2.CreatePoolRequest(name="python", spec=pool_pb2.PoolSpec(ready_target=ready_target))
+        try:
+            await stub.Create(request)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
+                raise StartFailed(f"the pool cannot be made: {error.details()}") from error
+        with console.status("starting") as status:
+            await _wait_until_warm(stub, status.update)
+
+
+async def _wait_until_warm(stub: pool_pb2_grpc.PoolServiceAsyncStub, say: Callable[[str], None]) -> None:
+    said = ""
+    while True:
+        pool = (await stub.Get(pool_pb2.GetPoolRequest(name="python"))).pool
+        if pool.counts.warm or pool.counts.assigned or pool.spec.ready_target == 0:
+            return
+        text = "; ".join(condition.message for condition in pool.conditions) or "warming the first VM"
+        if text != said:
+            said = text
+            say(text)
+            if not sys.stderr.isatty():
+                print(text, file=sys.stderr, flush=True)
+        await asyncio.sleep(POLL_SECONDS)
