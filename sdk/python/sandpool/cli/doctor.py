@@ -1,0 +1,143 @@
+"""`sandpool doctor`: what this host can do, why, and what to do about what it cannot. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+OK, WARN, MISSING = "ok", "warn", "missing"
+MIN_MEMORY_BYTES, MIN_DISK_BYTES = 2 << 30, 8 << 30
+# Command: the package that has it.
+TOOLS = {
+    "mmdebstrap": "mmdebstrap",
+    "mkfs.erofs": "erofs-utils",
+    "mkfs.ext4": "e2fsprogs",
+    "cpio": "cpio",
+    "zstd": "zstd",
+    "xz": "xz-utils",
+    "newuidmap": "uidmap",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: remedy is empty when all is well; instead says what is used as long as it is not."""
+
+    name: str
+    status: str
+    detail: str
+    remedy: str = ""
+    instead: str = ""
+
+
+def examine() -> list[Finding]:
+    """Every check; one that fails by itself is a finding, too."""
+    checks: Iterable[Callable[[], Finding]] = (
+        _python,
+        _qemu,
+        _kvm,
+        _cloud_hypervisor,
+        _tools,
+        _namespaces,
+        _memory,
+        _disk,
+        _cgroups,
+    )
+    return [check() for check in checks]
+
+
+def as_json(findings: list[Finding]) -> list[dict[str, str]]:
+    """For --json."""
+    return [asdict(finding) for finding in findings]
+
+
+def _python() -> Finding:
+    return Finding("python", OK, platform.python_version())
+
+
+def _qemu() -> Finding:
+    path = shutil.which("qemu-system-x86_64")
+    if path is None:
+        return Finding("qemu", MISSING, "qemu-system-x86_64 is not installed", "apt-get install qemu-system-x86")
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    return Finding("qemu", OK, done.stdout.splitlines()[0] if done.stdout else path)
+
+
+def _kvm() -> Finding:
+    device, instead = Path("/dev/kvm"), "software emulation (QEMU TCG), about 10 to 30 times slower"
+    if not device.exists():
+        remedy = (
+            "enable virtualisation in the firmware, or nested virtualisation of this VM; modprobe kvm_intel or kvm_amd"
+        )
+        return Finding("kvm", WARN, "there is no /dev/kvm", remedy, instead)
+    if not os.access(device, os.R_OK | os.W_OK):
+        remedy = "add your user to the group kvm and log in again"
+        return Finding("kvm", WARN, "no permission for /dev/kvm", remedy, instead)
+    return Finding(
+        "kvm", OK, "/dev/kvm is there; the node agent proves it by a boot before it is used (sandpool nodes)"
+    )
+
+
+def _cloud_hypervisor() -> Finding:
+    path = shutil.which("cloud-hypervisor")
+    if path is None:
+        return Finding("cloud-hypervisor", WARN, "not installed", "not used by this version yet", "QEMU")
+    return Finding("cloud-hypervisor", WARN, f"{path}: not used by this version yet", "", "QEMU")
+
+
+def _tools() -> Finding:
+    missing = sorted({package for tool, package in TOOLS.items() if not _find(tool)})
+    if missing:
+        needed = f"apt-get install {' '.join(missing)}"
+        return Finding(
+            "image tools", MISSING, f"missing: {', '.join(missing)}", needed, "an image that is built already"
+        )
+    return Finding("image tools", OK, "all that building the guest image needs")
+
+
+def _find(tool: str) -> bool:
+    return shutil.which(tool) is not None or any(Path(folder, tool).exists() for folder in ("/sbin", "/usr/sbin"))
+
+
+def _namespaces() -> Finding:
+    if os.geteuid() == 0:
+        return Finding("user namespaces", OK, "not needed: you are root")
+    done = subprocess.run(["unshare", "--user", "--map-root-user", "true"], capture_output=True, check=False)
+    if done.returncode != 0:
+        remedy = "sysctl kernel.unprivileged_userns_clone=1, or build the image as root once"
+        return Finding(
+            "user namespaces", MISSING, "not permitted for your user", remedy, "an image that is built already"
+        )
+    return Finding("user namespaces", OK, "the guest image can be built without root")
+
+
+def _memory() -> Finding:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    detail = f"{total / 2**30:.1f} GiB, {os.cpu_count()} CPUs"
+    if total < MIN_MEMORY_BYTES:
+        return Finding(
+            "memory", WARN, detail, "2 GiB or more for the default pool; or pools with a smaller ready target"
+        )
+    return Finding("memory", OK, detail)
+
+
+def _disk() -> Finding:
+    cache = Path.home() / ".cache"
+    place = cache if cache.exists() else Path.home()
+    free = shutil.disk_usage(place).free
+    detail = f"{free / 2**30:.1f} GiB free at {place}"
+    if free < MIN_DISK_BYTES:
+        return Finding("disk", WARN, detail, "8 GiB for the image, templates and scratch disks")
+    return Finding("disk", OK, detail)
+
+
+def _cgroups() -> Finding:
+    if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        detail, remedy = "this host has cgroup v1", "boot with systemd.unified_cgroup_hierarchy=1"
+        return Finding("cgroups", WARN, detail, remedy, "limits inside each VM only")
+    return Finding("cgroups", OK, "version 2")
