@@ -22,7 +22,7 @@ from node_agent.watch import Changes
 from sandpool.node.v1 import node_pb2 as pb
 from sandpool.v1 import session_pb2 as end
 from service_kit import telemetry
-from service_kit.errors import AlreadyExists, FailedPrecondition, Internal, NotFound, ResourceExhausted
+from service_kit.errors import AlreadyExists, FailedPrecondition, Internal, NotFound, ResourceExhausted, Unavailable
 
 log = structlog.get_logger("agent")
 
@@ -53,6 +53,7 @@ class Agent:
         self._gone: OrderedDict[str, VmRecord] = OrderedDict()
         self._clones = asyncio.Semaphore(CONCURRENT_CLONES)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._samples: OrderedDict[bytes, None] = OrderedDict()
 
     def records(self) -> list[VmRecord]:
@@ -85,6 +86,8 @@ class Agent:
         if record.vm_id in self._gone:
             raise FailedPrecondition("VM_DESTROYED", "this vm has lived already")
         vm = self._vms.get(record.vm_id)
+        if vm is None and self._closing:
+            raise Unavailable("NODE_SHUTDOWN", "this node agent is shutting down")
         if vm is None:
             vm = self._begin(record)
         elif not vm.record.same_request(record):
@@ -201,6 +204,7 @@ class Agent:
 
     async def destroy_all(self) -> None:
         """The end of an embedded installation."""
+        self._closing = True  # the pool-manager would have new ones at once
         endings = [self._end(vm, end.END_REASON_NODE_SHUTDOWN, "") for vm in list(self._vms.values())]
         await asyncio.gather(*endings, return_exceptions=True)
 
