@@ -1,0 +1,145 @@
+"""What a call can fail with. Foreign errors are mapped by one table; no grpc error escapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+
+class SandpoolError(Exception):
+    """The base of all. reason is stable and in UPPER_SNAKE_CASE; field is the path of a bad request field, or ''."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        field: str = "",
+        retry_after_seconds: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.field = field
+        self.retry_after_seconds = retry_after_seconds
+        self.metadata = dict(metadata or {})
+
+    def __str__(self) -> str:
+        where = f" ({self.field})" if self.field else ""
+        return f"{self.reason}: {self.message}{where}" if self.reason else self.message
+
+
+class InvalidArgument(SandpoolError):
+    """A value is wrong; field names it."""
+
+
+class NotFound(SandpoolError):
+    """There is no such pool, session, execution or file."""
+
+
+class AlreadyExists(SandpoolError):
+    """The name or id is taken by something else."""
+
+
+class FailedPrecondition(SandpoolError):
+    """The request is right and the state is not."""
+
+
+class SessionEnded(FailedPrecondition):
+    """The session that this object stands for is over; nothing ran. end_reason as in EndReason, without its prefix."""
+
+    @property
+    def end_reason(self) -> str:
+        """For example IDLE, STOPPED or VM_LOST; '' if it is not known (any more)."""
+        return self.metadata.get("end_reason", "").removeprefix("END_REASON_")
+
+
+class SessionLost(SandpoolError):
+    """The session's VM died during the call: what was asked for may have run, in part or whole."""
+
+    @property
+    def end_reason(self) -> str:
+        """As SessionEnded."""
+        return self.metadata.get("end_reason", "").removeprefix("END_REASON_")
+
+
+class ResourceExhausted(SandpoolError):
+    """A bound is reached, or no VM became ready in time; retry_after_seconds says when to try again."""
+
+
+class PermissionDenied(SandpoolError):
+    """Not allowed."""
+
+
+class Unavailable(SandpoolError):
+    """sandpool cannot be reached; nothing ran."""
+
+
+class DeadlineExceeded(SandpoolError):
+    """The time given to the call is over. An execution goes on."""
+
+
+class Unimplemented(SandpoolError):
+    """This version cannot do that."""
+
+
+class DataLoss(SandpoolError):
+    """What arrived is not what was sent."""
+
+
+class Internal(SandpoolError):
+    """sandpool's own fault."""
+
+
+_BY_CODE: Mapping[grpc.StatusCode, type[SandpoolError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidArgument,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.ABORTED: FailedPrecondition,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.UNAUTHENTICATED: PermissionDenied,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
+    grpc.StatusCode.DATA_LOSS: DataLoss,
+}
+_BY_REASON: Mapping[str, type[SandpoolError]] = {"SESSION_ENDED": SessionEnded, "SESSION_LOST": SessionLost}
+
+
+def from_grpc(error: grpc.aio.AioRpcError) -> SandpoolError:
+    """The error of the table, with reason, field, retry delay and metadata of its details."""
+    info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    field, delay = "", None
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        if detail.Unpack(bad) and bad.field_violations:
+            field = bad.field_violations[0].field
+        elif detail.Unpack(retry):
+            delay = retry.retry_delay.ToMilliseconds() / 1000
+        else:
+            detail.Unpack(info)
+    kind = _BY_REASON.get(info.reason) or _BY_CODE.get(error.code(), Internal)
+    return kind(
+        error.details() or error.code().name,
+        reason=info.reason or error.code().name,
+        field=field,
+        retry_after_seconds=delay,
+        metadata=info.metadata,
+    )
+
+
+@contextmanager
+def mapped() -> Iterator[None]:
+    """Calls inside raise SandpoolError."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_grpc(error) from error
