@@ -18,6 +18,8 @@ AGENT_WEIGHT, USER_WEIGHT = 1000, 50
 DEFAULT_PROCESSES = 256
 # One group leaves this share of the processes to the others, so that a fork bomb does not stop every other command.
 SHARE = 8
+# However much others use, a command may have this share of the memory of user code.
+LEAST_ROOM = 4
 # Killed processes are gone in no time, unless they hang in the kernel: then their group is left to a later round.
 EMPTY_SECONDS = 2.0
 # oom_score_adj of user code: killed before anything else, if the whole machine runs out.
@@ -61,14 +63,21 @@ class Cgroups:
         self._processes = most
         (self._user / "pids.max").write_text(str(most))
 
-    def make(self, name: str) -> "Group":
-        """A fresh group. Raises OSError."""
+    def make(self, name: str, *, leave_memory: bool) -> "Group":
+        """A fresh group. leave_memory: it is limited to what the others do not use now. Raises OSError."""
         self._left = [group for group in self._left if not group.try_remove()]
         path = self._user / f"{name}-{next(self._numbers)}"
         path.mkdir()
         (path / "memory.oom.group").write_text("1")
+        if leave_memory:
+            (path / "memory.max").write_text(str(self._room()))
         (path / "pids.max").write_text(str(self._processes - self._processes // SHARE))
         return Group(path)
+
+    def _room(self) -> int:
+        """Without it a command that fills memory with files is spared: the larger language worker is killed for it."""
+        limit, stat = int((self._user / "memory.max").read_text()), (self._user / "memory.stat").read_text()
+        return max(limit - _field(stat, "anon") - _field(stat, "shmem"), limit // LEAST_ROOM)
 
     async def end(self, group: "Group") -> None:
         """Kill everything in a group and remove it."""

@@ -15,8 +15,11 @@ from guest_agent.input_pipe import InputPipe
 from guest_agent.output import Gap, Item, OutputLog
 from sandpool.v1 import execution_pb2 as pb
 
-# A program may be this far ahead of its fastest reader, and that much is kept for one who comes later.
-BUFFER_BYTES = 8 << 20
+# A program may be this far ahead of its fastest reader, and that much is kept for one who comes later. All that run
+# share RUNNING_BYTES, all that have ended ENDED_BYTES: together well below what cgroup.py sets aside for the agent. The
+# least is eight times what two pipes hold (output.py).
+BUFFER_BYTES, LEAST_BUFFER_BYTES = 8 << 20, 1 << 20
+RUNNING_BYTES, ENDED_BYTES = 32 << 20, 16 << 20
 CHUNK_BYTES = 128 << 10
 DEFAULT_OUTPUT_LIMIT = 256 << 20
 KEPT_ENDED = 256
@@ -196,7 +199,7 @@ class Executions:
             request.execution_id or os.urandom(10).hex(),
             digest,
             request.background,
-            OutputLog(BUFFER_BYTES, request.output_limit_bytes or DEFAULT_OUTPUT_LIMIT),
+            OutputLog(self._buffer_bytes(), request.output_limit_bytes or DEFAULT_OUTPUT_LIMIT),
             time.time(),
         )
         if request.HasField("unattended_timeout"):
@@ -205,8 +208,17 @@ class Executions:
         self._forget_old()
         return execution, True
 
+    def _buffer_bytes(self) -> int:
+        """Half of what is left, within the bounds."""
+        used = sum(execution.output.capacity for execution in self.by_id.values() if execution.end is None)
+        return max(LEAST_BUFFER_BYTES, min(BUFFER_BYTES, (RUNNING_BYTES - used) // 2))
+
     def _forget_old(self) -> None:
         ended = [execution for execution in self.by_id.values() if execution.end is not None]
-        for execution in ended[: max(0, len(ended) - KEPT_ENDED)]:
+        count, size = len(ended), sum(execution.output.size_bytes for execution in ended)
+        for execution in ended:
+            if count <= KEPT_ENDED and size <= ENDED_BYTES:
+                return
             if not execution.output.readers:
                 del self.by_id[execution.execution_id]
+                count, size = count - 1, size - execution.output.size_bytes

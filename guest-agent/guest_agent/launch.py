@@ -1,7 +1,9 @@
 """Starting processes for user code: the one place of the agent that does."""
 
 import ctypes
+import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +16,9 @@ from guest_agent.process import Program
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
 # A static shell that user code cannot read, and so cannot trace: see start.sh. It waits until it is in its group.
 GATE = "/run/sandpool/gate"
-GATE_SCRIPT = 'read -r _ -u "$0" || exit 126; eval "exec $0<&-"; exec "$@"'
+# Of our own environment; what user code runs has its own packages.
+OURS = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "OLDPWD", "SHLVL", "TERM"}
+GATE_SCRIPT = 'read -r -u "$0" _ || exit 126; eval "exec $0<&-"; exec "$@"'
 
 
 class Launcher:
@@ -27,7 +31,7 @@ class Launcher:
         self, data: Path, environment: Mapping[str, str], user: int | None = None, cgroups: Cgroups | None = None
     ) -> None:
         self.data = data
-        self._environment = dict(environment)
+        self._environment = {name: value for name, value in environment.items() if name not in OURS}
         self._user = user
         self._cgroups = cgroups
         self._programs: set[Program] = set()
@@ -37,11 +41,15 @@ class Launcher:
         name: str,
         arguments: Sequence[str],
         *,
+        leave_memory: bool = True,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         streams: Mapping[str, Any],
     ) -> Program:
-        """Start a program; streams are keywords of Popen, name is its group's. Raises OSError, ValueError."""
+        """Start a program; streams are keywords of Popen, name and leave_memory its group's.
+
+        Raises OSError, ValueError.
+        """
         options: dict[str, Any] = {
             "env": {**self._environment, **(env or {})},
             "cwd": self.data / (cwd or ""),
@@ -52,20 +60,21 @@ class Launcher:
         if self._cgroups is None:
             program = Program(subprocess.Popen(arguments, **options), None, None)
         else:
-            program = self._start_confined(self._cgroups, name, arguments, options)
+            group = self._cgroups.make(name, leave_memory=leave_memory)
+            program = Program(self._start_confined(group, arguments, options), self._cgroups, group)
         self._programs.add(program)
         return program
 
     def _start_confined(
-        self, cgroups: Cgroups, name: str, arguments: Sequence[str], options: dict[str, Any]
-    ) -> Program:
-        group = cgroups.make(name)
+        self, group: Group, arguments: Sequence[str], options: dict[str, Any]
+    ) -> "subprocess.Popen[bytes]":
+        identity: dict[str, Any] = {"user": self._user, "group": self._user, "extra_groups": ()}
         gate_in, gate_out = os.pipe()
         options["pass_fds"] = (*options.get("pass_fds", ()), gate_in)
-        identity: dict[str, Any] = {"user": self._user, "group": self._user, "extra_groups": ()}
-        gated = [GATE, "sh", "-c", GATE_SCRIPT, str(gate_in), *arguments]
         try:
-            popen = subprocess.Popen(gated, **identity, **options)
+            program = _find(arguments[0], options["env"])
+            gated = ["sh", "-c", GATE_SCRIPT, str(gate_in), program, *arguments[1:]]
+            popen = subprocess.Popen(gated, executable=GATE, **identity, **options)
             _admit(popen, group, gate_out)
         except BaseException:
             group.close()
@@ -74,13 +83,23 @@ class Launcher:
         finally:
             os.close(gate_in)
             os.close(gate_out)
-        return Program(popen, cgroups, group)
+        return popen
 
     def kill_all(self) -> None:
         """The agent ends, and with it everything that it has started."""
         for program in self._programs:
             if program.running:
                 program.kill()
+
+
+def _find(name: str, env: Mapping[str, str]) -> str:
+    """The program's path: by its bare name the gate would take one of its own tools. Raises FileNotFoundError."""
+    if "/" in name:
+        return name
+    path = shutil.which(name, path=env.get("PATH"))
+    if path is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    return path
 
 
 def _admit(popen: "subprocess.Popen[bytes]", group: Group, gate: int) -> None:

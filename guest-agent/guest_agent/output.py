@@ -6,10 +6,13 @@ back by the fastest reader (room); slower readers, and whoever comes later than 
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Source of a chunk: 1 stdout, 2 stderr (OutputStream); results and errors have their own kinds.
 STDOUT, STDERR = 1, 2
+# Small writes of one source are one item as long as nobody has had it: an item costs far more than its bytes.
+MERGED_BYTES = 16 << 10
+ITEM_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,11 @@ class OutputLog:
     """Items of one execution. capacity and chunk sizes in bytes."""
 
     def __init__(self, capacity: int, output_limit: int) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
         self._limit = output_limit
         self._items: deque[Item] = deque()
         self._first = 0  # sequence number of _items[0]
-        self._size = 0
+        self.size_bytes = 0
         self._dropped: dict[tuple[int | str, int], int] = {}  # source -> offset up to which items were dropped
         self._dropped_position = 0
         self.position = 0
@@ -86,7 +89,7 @@ class OutputLog:
             return True
         fastest = max(reader.position for reader in self.readers)
         # An eighth is kept for what a pipe still holds when its program ends: it is taken without asking.
-        return self.position - fastest < self._capacity * 7 // 8
+        return self.position - fastest < self.capacity * 7 // 8
 
     def write(self, source: int, data: bytes) -> None:
         """Add output; beyond the limit it is discarded, with one marker."""
@@ -94,12 +97,23 @@ class OutputLog:
             return
         left = self._limit - self.written[STDOUT] - self.written[STDERR]
         kept = data[:left]
-        if kept:
+        if kept and not self._merge(source, kept):
             self._add(Item(self.position, source, self.written[source], kept))
-            self.written[source] += len(kept)
+        self.written[source] += len(kept)
         if len(kept) < len(data):
             self._discarding = True
             self._add(Item(self.position, source, self.written[source], b"", limit_gap=True))
+
+    def _merge(self, source: int, data: bytes) -> bool:
+        last = self._items[-1] if self._items else None
+        if last is None or last.source != source or last.limit_gap or len(last.data) + len(data) > MERGED_BYTES:
+            return False
+        if any(reader.index >= self._first + len(self._items) for reader in self.readers):
+            return False
+        self._items[-1] = replace(last, data=last.data + data)
+        self.size_bytes += len(data)
+        self.position += len(data)
+        return True
 
     def add_result(self, result_id: int, mime_type: str, offset: int, data: bytes, last: bool, is_value: bool) -> None:
         """Add a part of a rich result; results do not count against the output limit, the buffer bounds them."""
@@ -111,12 +125,12 @@ class OutputLog:
 
     def _add(self, item: Item) -> None:
         self._items.append(item)
-        self._size += len(item.data)
+        self.size_bytes += len(item.data) + ITEM_BYTES
         self.position = item.end
-        while self._size > self._capacity and len(self._items) > 1:
+        while self.size_bytes > self.capacity and len(self._items) > 1:
             old = self._items.popleft()
             self._first += 1
-            self._size -= len(old.data)
+            self.size_bytes -= len(old.data) + ITEM_BYTES
             self._dropped[old.source, old.result_id] = old.offset + len(old.data)
             self._dropped_position = old.end
 

@@ -26,8 +26,8 @@ class ProgramEnd:
 class Program:
     """Its owner awaits exited, then end, once; until then the leader is not reaped, so its id is not reused.
 
-    In a VM all of it is one control group. Natively it is a process group: what has left that is out of reach, and only
-    what its leader has waited for is accounted.
+    In a VM all of it is one control group. Natively it is a process group: what has left that is out of reach, only
+    what its leader has waited for is accounted, and the peak of memory begins at the agent's own size.
     """
 
     def __init__(self, popen: "subprocess.Popen[bytes]", cgroups: Cgroups | None, group: Group | None) -> None:

@@ -6,6 +6,7 @@ cell has left running live on with the worker; they are killed with it, and when
 
 import asyncio
 import base64
+import contextlib
 import json
 import signal
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class PythonLanguage:
     """Owns the worker. run() is the one task that talks to it."""
 
     def __init__(self, launcher: Launcher, preimport: bool) -> None:
+        """preimport: the first worker, which the template is frozen with, imports the popular libraries."""
         self._launcher = launcher
         self._preimport = preimport
         self._queue: asyncio.Queue[Cell] = asyncio.Queue(QUEUE_LENGTH)
@@ -80,7 +82,8 @@ class PythonLanguage:
 
     async def _ensure(self) -> WorkerProcess:
         if self._worker is None:
-            self._worker = await WorkerProcess.start(self._launcher, self._preimport)
+            preimport, self._preimport = self._preimport, False  # later ones should be there soon
+            self._worker = await WorkerProcess.start(self._launcher, preimport)
         return self._worker
 
     async def _run_cell(self, cell: Cell) -> None:
@@ -88,11 +91,14 @@ class PythonLanguage:
         try:
             worker = await self._ensure()
         except (OSError, WorkerLost) as error:
-            execution.output.write(STDERR, f"the Python worker does not start: {error}\n".encode())
-            if execution.end is None:
-                execution.finish(pb.ExecutionEnded(exit_code=1, state_lost=True))
+            self._refuse(execution, f"the Python worker does not start: {error}", pb.ExecutionEnded(exit_code=1))
             return
-        if execution.end is None:  # else cancelled while it waited
+        if execution.end is not None:
+            return  # cancelled while it waited
+        if not worker.program.running:
+            ended = await self._bury(worker)
+            self._refuse(execution, "the Python worker ended before this cell: its variables are gone", ended)
+        else:
             execution.start()
             self._current = cell
             try:
@@ -104,6 +110,16 @@ class PythonLanguage:
                     self._impatient = None
             worker.ignore_output()
             execution.resume_reading = lambda: None
+            execution.finish(ended)
+        if self._worker is None:
+            with contextlib.suppress(OSError, WorkerLost):  # the next cell will tell
+                await self._ensure()
+
+    def _refuse(self, execution: Execution, message: str, ended: pb.ExecutionEnded) -> None:
+        """The cell does not run."""
+        if execution.end is None:
+            execution.output.write(STDERR, f"{message}\n".encode("utf-8", "replace"))
+            ended.state_lost = True
             execution.finish(ended)
 
     async def _converse(self, worker: WorkerProcess, cell: Cell) -> pb.ExecutionEnded:

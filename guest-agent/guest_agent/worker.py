@@ -225,6 +225,7 @@ def preimport() -> None:
 def main() -> None:
     """Entry point."""
     os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ.pop("PYTHONPATH", None)  # was for this process alone
     pipe = WorkerPipe(int(sys.argv[1]), int(sys.argv[2]))
     worker = Worker(pipe)
 

@@ -16,6 +16,9 @@ from guest_agent.pump import Pump
 
 # Frames are hostile, as the worker runs user code. What is large (results) comes outside of them, in pieces.
 MAX_FRAME_BYTES = 1 << 20
+COMPLAINT_BYTES = 4096
+# The worker finds its own code by it, and takes it out of its environment then.
+PATH_VARIABLE = "PYTHONPATH"
 BUFFER_BYTES = 256 << 10
 # A worker whose pipe has ended is ending: for so long its own exit code is waited for.
 EXIT_SECONDS = 1.0
@@ -59,7 +62,13 @@ class WorkerProcess:
             "pass_fds": (requests_in, replies_out),
         }
         try:
-            program = launcher.start("python", arguments + ["--preimport"] * preimport, streams=streams)
+            program = launcher.start(
+                "python",
+                arguments + ["--preimport"] * preimport,
+                leave_memory=False,
+                env={PATH_VARIABLE: os.environ[PATH_VARIABLE]} if PATH_VARIABLE in os.environ else {},
+                streams=streams,
+            )
         except BaseException:
             for descriptor in (requests_out, replies_in, stdout_in, stderr_in):
                 os.close(descriptor)
@@ -74,11 +83,14 @@ class WorkerProcess:
         requests = await InputPipe.open(os.fdopen(requests_out, "wb", buffering=0))
         pumps = [Pump(descriptor, _ignore, _always) for descriptor in (stdout_in, stderr_in)]
         worker = cls(program, requests, replies, transport, *pumps)
+        said = bytearray()
+        worker.redirect(_ignore, said.extend, lambda: len(said) < MAX_FRAME_BYTES)
         try:
             await worker.receive()  # ready
         except WorkerLost:
             await worker.bury()
-            raise
+            raise WorkerLost(said[-COMPLAINT_BYTES:].decode("utf-8", "replace")) from None
+        worker.ignore_output()
         return worker
 
     async def receive(self) -> tuple[str, bytes]:

@@ -6,7 +6,9 @@ import grpc
 import pytest
 from google.protobuf import duration_pb2
 
-from guest_agent.output import Gap, Item, OutputLog
+from guest_agent.activity import Activity
+from guest_agent.execution import ENDED_BYTES, LEAST_BUFFER_BYTES, RUNNING_BYTES, Executions
+from guest_agent.output import ITEM_BYTES, Gap, Item, OutputLog
 from sandpool.guest.v1 import guest_pb2
 from sandpool.v1 import execution_pb2 as pb
 
@@ -157,7 +159,7 @@ async def test_a_sealed_agent_refuses_and_an_unsealed_one_serves(agent: Agent) -
 
 
 def test_a_slow_reader_gets_a_gap_and_a_fast_one_everything() -> None:
-    log = OutputLog(capacity=10, output_limit=1000)
+    log = OutputLog(capacity=2 * (5 + ITEM_BYTES), output_limit=1000)
     fast, slow = log.attach(0), log.attach(0)
     got = []
     for _ in range(4):
@@ -179,3 +181,30 @@ def test_the_producer_is_held_back_by_the_fastest_reader_only_while_there_is_one
     assert not log.room()
     log.detach(reader)
     assert log.room()
+
+
+def test_small_writes_that_nobody_has_had_are_one_item() -> None:
+    log = OutputLog(capacity=1 << 20, output_limit=1000)
+    early = log.attach(0)
+    log.write(1, b"a")
+    assert [item.data for item in log.next(early) if isinstance(item, Item)] == [b"a"]
+    for piece in (b"b", b"c"):
+        log.write(1, piece)
+    log.write(2, b"d")
+    late, middle = log.attach(0), log.attach(2)
+    assert [item.data for item in log.next(early) if isinstance(item, Item)] == [b"bc", b"d"]
+    assert [item.data for item in log.next(late) if isinstance(item, Item)] == [b"a", b"bc", b"d"]
+    assert [(item.offset, item.data) for item in log.next(middle) if isinstance(item, Item)] == [(2, b"c"), (0, b"d")]
+
+
+def test_executions_share_what_the_agent_may_buffer() -> None:
+    executions = Executions(Activity(0.0))
+    opened = [executions.open(pb.ExecuteRequest(execution_id=str(number)))[0] for number in range(20)]
+    assert sum(execution.output.capacity for execution in opened) <= RUNNING_BYTES + 20 * LEAST_BUFFER_BYTES
+    for execution in opened:
+        execution.output.write(1, bytes(1 << 20))
+        execution.finish(pb.ExecutionEnded())
+    executions.open(pb.ExecuteRequest(execution_id="last"))
+    kept = list(executions.by_id.values())
+    assert sum(execution.output.size_bytes for execution in kept) <= ENDED_BYTES
+    assert kept[-2] is opened[-1] and opened[0] not in kept
