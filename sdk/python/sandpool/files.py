@@ -1,0 +1,153 @@
+"""Files of a session: below /mnt/data, streamed, checked by SHA-256."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import IO, Protocol
+
+import grpc
+
+from sandpool.errors import DataLoss, mapped
+from sandpool.v1 import file_pb2 as pb
+from sandpool.v1 import file_pb2_grpc, session_pb2
+
+CHUNK_BYTES = 256 << 10
+Progress = Callable[[int], None]
+
+
+class Owner(Protocol):
+    """The session that the files belong to."""
+
+    def ref(self) -> session_pb2.SessionRef:
+        """What every request carries."""
+
+    def bind(self, binding: session_pb2.SessionBinding) -> None:
+        """Take over which session a call ran in."""
+
+
+class Files:
+    """Paths are relative to /mnt/data, or absolute below it. Every call raises SandpoolError."""
+
+    def __init__(self, owner: Owner, channel: grpc.aio.Channel) -> None:
+        self._owner = owner
+        self._stub: file_pb2_grpc.FileServiceAsyncStub = file_pb2_grpc.FileServiceStub(channel)
+
+    async def write(self, path: str, data: bytes | str, *, mode: int | None = None) -> pb.FileInfo:
+        """Write a whole file atomically, with its parent directories."""
+        raw = data.encode() if isinstance(data, str) else data
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for offset in range(0, len(raw), CHUNK_BYTES):
+                yield raw[offset : offset + CHUNK_BYTES]
+
+        return await self._write(path, chunks(), len(raw), mode)
+
+    async def upload(self, local: str | os.PathLike[str], path: str, progress: Progress | None = None) -> pb.FileInfo:
+        """Copy a file there, with its permission bits. progress gets the bytes of each step. Raises OSError, too."""
+        source = Path(local)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            with source.open("rb") as file:  # noqa: ASYNC230
+                while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                    yield data
+                    if progress is not None:
+                        progress(len(data))
+
+        stat = source.stat()
+        return await self._write(path, chunks(), stat.st_size, stat.st_mode & 0o777)
+
+    async def _write(self, path: str, chunks: AsyncIterator[bytes], size: int, mode: int | None) -> pb.FileInfo:
+        digest = hashlib.sha256()
+        header = pb.WriteFileHeader(session=self._owner.ref(), path=path, mode=mode, make_parents=True, size_bytes=size)
+
+        async def requests() -> AsyncIterator[pb.WriteFileRequest]:
+            yield pb.WriteFileRequest(header=header)
+            async for data in chunks:
+                digest.update(data)
+                yield pb.WriteFileRequest(data=data)
+
+        with mapped():
+            response = await self._stub.Write(requests())
+        self._owner.bind(response.session)
+        if response.sha256 != digest.digest():
+            raise DataLoss("what was written is not what was sent", reason="CHECKSUM_MISMATCH")
+        return response.file
+
+    async def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """A file or a part of it, in memory."""
+        return b"".join([data async for data in self.chunks(path, offset=offset, length=length)])
+
+    async def download(self, path: str, local: str | os.PathLike[str], progress: Progress | None = None) -> None:
+        """Copy a file here; nothing is at local before it is complete and checked. Raises OSError, too."""
+        target = Path(local)
+        part = target.with_name(f".{target.name}.part")
+        try:
+            with part.open("wb") as file:
+                await self._copy(path, file, progress)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    async def _copy(self, path: str, file: IO[bytes], progress: Progress | None) -> None:
+        async for data in self.chunks(path):
+            await asyncio.to_thread(file.write, data)
+            if progress is not None:
+                progress(len(data))
+
+    async def chunks(self, path: str, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        """A file or a part of it as it arrives. Raises DataLoss at the end if a byte is not what was sent."""
+        digest, expected = hashlib.sha256(), None
+        request = pb.ReadFileRequest(session=self._owner.ref(), path=path, offset=offset, length=length)
+        with mapped():
+            async for message in self._stub.Read(request):
+                if message.HasField("info"):
+                    self._owner.bind(message.info.session)
+                elif message.HasField("end"):
+                    expected = message.end.sha256
+                else:
+                    digest.update(message.data)
+                    yield message.data
+        if expected != digest.digest():
+            raise DataLoss("what arrived is not what was sent", reason="CHECKSUM_MISMATCH")
+
+    async def list(self, path: str = "", *, recursive: bool = False) -> AsyncIterator[pb.FileInfo]:
+        """Every entry of a directory, by path."""
+        token = ""
+        while True:
+            request = pb.ListFilesRequest(
+                session=self._owner.ref(), path=path, recursive=recursive, page_size=1000, page_token=token
+            )
+            with mapped():
+                response = await self._stub.List(request)
+            for file in response.files:
+                yield file
+            token = response.next_page_token
+            if not token:
+                return
+
+    async def stat(self, path: str) -> pb.FileInfo:
+        """Of the path itself: a link is not followed."""
+        with mapped():
+            return (await self._stub.Stat(pb.StatFileRequest(session=self._owner.ref(), path=path))).file
+
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        """A file, an empty directory, or all of a directory."""
+        with mapped():
+            await self._stub.Remove(pb.RemoveFileRequest(session=self._owner.ref(), path=path, recursive=recursive))
+
+    async def move(self, source: str, destination: str) -> pb.FileInfo:
+        """Rename atomically."""
+        request = pb.MoveFileRequest(session=self._owner.ref(), source=source, destination=destination)
+        with mapped():
+            return (await self._stub.Move(request)).file
+
+    async def mkdir(self, path: str) -> pb.FileInfo:
+        """A directory and its parents; one that is there is fine."""
+        with mapped():
+            response = await self._stub.MakeDir(pb.MakeDirRequest(session=self._owner.ref(), path=path))
+        self._owner.bind(response.session)
+        return response.file

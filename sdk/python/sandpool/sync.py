@@ -1,0 +1,233 @@
+"""The synchronous client: the asynchronous one on an event loop thread of its own. Usable from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from sandpool import events, files
+from sandpool.aio import AsyncClient
+from sandpool.session import AsyncSession, Sink
+from sandpool.v1 import file_pb2, node_pb2, pool_pb2, session_pb2
+
+T = TypeVar("T")
+
+
+class _Bridge:
+    """Runs coroutines and iterators of one event loop for other threads."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sandpool", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C while we wait
+            future.cancel()
+            raise
+
+    def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+        """One item at a time: what is not asked for is not read."""
+        end = object()
+
+        async def step() -> T | object:
+            return await anext(source, end)
+
+        try:
+            while (item := self.run(step())) is not end:
+                yield item  # type: ignore[misc]
+        finally:
+            if hasattr(source, "aclose"):
+                self.run(source.aclose())
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+class Client:
+    """As AsyncClient: `with Client() as client`."""
+
+    def __init__(self, address: str | None = None) -> None:
+        self._bridge = _Bridge()
+
+        async def connect() -> AsyncClient:
+            return AsyncClient(address)
+
+        self._client = self._bridge.run(connect())
+        self.address = self._client.address
+        self.pools = Pools(self._bridge, self._client)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. Sessions go on."""
+        self._bridge.run(self._client.close())
+        self._bridge.close()
+
+    def session(self, pool: str = "python", identifier: str | None = None, *, pin: bool = True) -> Session:
+        """A session by name; a random one without."""
+        return Session(self._bridge, self._client.session(pool, identifier, pin=pin))
+
+    def sessions(self, pool: str) -> Iterator[session_pb2.Session]:
+        """Every live session of a pool."""
+        return self._bridge.iterate(self._client.sessions(pool))
+
+    def nodes(self) -> Iterator[node_pb2.Node]:
+        """Every node."""
+        return self._bridge.iterate(self._client.nodes())
+
+
+class Pools:
+    """As aio.Pools."""
+
+    def __init__(self, bridge: _Bridge, client: AsyncClient) -> None:
+        self._bridge, self._pools = bridge, client.pools
+
+    def create(self, name: str, spec: pool_pb2.PoolSpec | None = None) -> pool_pb2.Pool:
+        """Idempotent with identical settings."""
+        return self._bridge.run(self._pools.create(name, spec))
+
+    def get(self, name: str) -> pool_pb2.Pool:
+        """One pool."""
+        return self._bridge.run(self._pools.get(name))
+
+    def list(self) -> Iterator[pool_pb2.Pool]:
+        """Every pool."""
+        return self._bridge.iterate(self._pools.list())
+
+    def update(self, name: str, spec: pool_pb2.PoolSpec, *fields: str) -> pool_pb2.Pool:
+        """Change the named fields."""
+        return self._bridge.run(self._pools.update(name, spec, *fields))
+
+    def delete(self, name: str, *, force: bool = False) -> None:
+        """No new sessions from now on; gone with the last VM."""
+        self._bridge.run(self._pools.delete(name, force=force))
+
+
+class Session:
+    """As AsyncSession."""
+
+    def __init__(self, bridge: _Bridge, session: AsyncSession) -> None:
+        self._bridge, self._session = bridge, session
+        self.pool, self.identifier = session.pool, session.identifier
+        self.files = SessionFiles(bridge, session.files)
+
+    @property
+    def epoch(self) -> int | None:
+        """Of the session that this object stands for; None before its first use."""
+        return self._session.epoch
+
+    def stream(self, source: str, **fields: Any) -> Iterator[events.Event]:
+        """Run Python code; its events as they happen."""
+        return self._bridge.iterate(self._session.stream(source, **fields))
+
+    def stream_command(self, command: Sequence[str] | str, **fields: Any) -> Iterator[events.Event]:
+        """Run a command; its events as they happen."""
+        return self._bridge.iterate(self._session.stream_command(command, **fields))
+
+    def run(
+        self, source: str, *, on_stdout: Sink | None = None, on_stderr: Sink | None = None, **fields: Any
+    ) -> events.Result:
+        """Run Python code to its end. The sinks are called on another thread."""
+        return self._bridge.run(self._session.run(source, on_stdout=on_stdout, on_stderr=on_stderr, **fields))
+
+    def exec(
+        self,
+        command: Sequence[str] | str,
+        *,
+        on_stdout: Sink | None = None,
+        on_stderr: Sink | None = None,
+        **fields: Any,
+    ) -> events.Result:
+        """Run a command to its end. The sinks are called on another thread."""
+        return self._bridge.run(self._session.exec(command, on_stdout=on_stdout, on_stderr=on_stderr, **fields))
+
+    def attach(self, execution_id: str, position: int = 0) -> Iterator[events.Event]:
+        """The events of an execution from a position."""
+        return self._bridge.iterate(self._session.attach(execution_id, position))
+
+    def cancel(self, execution_id: str) -> bool:
+        """End an execution."""
+        return self._bridge.run(self._session.cancel(execution_id))
+
+    def signal(self, execution_id: str, number: int) -> None:
+        """Send a POSIX signal."""
+        self._bridge.run(self._session.signal(execution_id, number))
+
+    def input(self, execution_id: str, data: bytes, *, end: bool = False) -> None:
+        """Write to standard input."""
+        self._bridge.run(self._session.input(execution_id, data, end=end))
+
+    def ensure(self) -> session_pb2.SessionBinding:
+        """Make the session if it is not there."""
+        return self._bridge.run(self._session.ensure())
+
+    def info(self) -> session_pb2.Session:
+        """What is known of the session."""
+        return self._bridge.run(self._session.info())
+
+    def stop(self) -> bool:
+        """End the session and destroy its VM."""
+        return self._bridge.run(self._session.stop())
+
+
+class SessionFiles:
+    """As files.Files."""
+
+    def __init__(self, bridge: _Bridge, source: files.Files) -> None:
+        self._bridge, self._files = bridge, source
+
+    def write(self, path: str, data: bytes | str, *, mode: int | None = None) -> file_pb2.FileInfo:
+        """Write a whole file atomically."""
+        return self._bridge.run(self._files.write(path, data, mode=mode))
+
+    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """A file or a part of it."""
+        return self._bridge.run(self._files.read(path, offset=offset, length=length))
+
+    def upload(
+        self, local: str | os.PathLike[str], path: str, progress: files.Progress | None = None
+    ) -> file_pb2.FileInfo:
+        """Copy a file there."""
+        return self._bridge.run(self._files.upload(local, path, progress))
+
+    def download(self, path: str, local: str | os.PathLike[str], progress: files.Progress | None = None) -> None:
+        """Copy a file here."""
+        self._bridge.run(self._files.download(path, local, progress))
+
+    def list(self, path: str = "", *, recursive: bool = False) -> Iterator[file_pb2.FileInfo]:
+        """Every entry of a directory."""
+        return self._bridge.iterate(self._files.list(path, recursive=recursive))
+
+    def stat(self, path: str) -> file_pb2.FileInfo:
+        """Of the path itself."""
+        return self._bridge.run(self._files.stat(path))
+
+    def remove(self, path: str, *, recursive: bool = False) -> None:
+        """A file or directory."""
+        self._bridge.run(self._files.remove(path, recursive=recursive))
+
+    def move(self, source: str, destination: str) -> file_pb2.FileInfo:
+        """Rename."""
+        return self._bridge.run(self._files.move(source, destination))
+
+    def mkdir(self, path: str) -> file_pb2.FileInfo:
+        """A directory and its parents."""
+        return self._bridge.run(self._files.mkdir(path))
