@@ -1,0 +1,112 @@
+"""`sandpool run` and `sandpool exec`: output as it is produced, the program's exit code as ours."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mimetypes
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sandpool import events
+from sandpool.aio import AsyncClient
+from sandpool.errors import SandpoolError
+from sandpool.session import AsyncSession
+
+# As in timeout(1) and shells.
+TIMED_OUT, KILLED, SIGNALLED = 124, 137, 128
+
+
+async def run(client: AsyncClient, session: AsyncSession, stream: AsyncIterator[events.Event], output: Output) -> int:
+    """To the end. The first Ctrl-C cancels the execution, the second one leaves it."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    cancelling: list[asyncio.Task[bool]] = []
+
+    def interrupt() -> None:
+        if output.execution_id and not cancelling:
+            cancelling.append(loop.create_task(session.cancel(output.execution_id)))
+        else:
+            task.cancel()
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        async for event in stream:
+            output.show(event)
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        for one in cancelling:
+            with suppress(SandpoolError):
+                await one
+    return output.exit_code
+
+
+class Output:
+    """Bytes to stdout and stderr; or one JSON object per event."""
+
+    def __init__(self, as_json: bool, save_results: Path | None) -> None:
+        self._json, self._save = as_json, save_results
+        self.execution_id = ""
+        self.exit_code = KILLED
+
+    def show(self, event: events.Event) -> None:
+        """One event."""
+        if isinstance(event, events.Started):
+            self.execution_id = event.execution_id
+        elif isinstance(event, events.Ended):
+            self.exit_code = exit_code(event)
+        if self._json:
+            print(json.dumps(as_json(event)), flush=True)
+        elif isinstance(event, events.Stdout | events.Stderr):
+            target = sys.stdout if isinstance(event, events.Stdout) else sys.stderr
+            target.buffer.write(event.data)
+            target.buffer.flush()
+        elif isinstance(event, events.Failure):
+            print(event.traceback or f"{event.name}: {event.value}", file=sys.stderr, flush=True)
+        elif isinstance(event, events.Gap):
+            print(f"sandpool: {event.source}: output is missing here ({event.reason})", file=sys.stderr, flush=True)
+        elif isinstance(event, events.Ended):
+            _say_how(event)
+        if isinstance(event, events.Display):
+            self._display(event)
+
+    def _display(self, display: events.Display) -> None:
+        if self._save is not None and display.mime_type != "text/plain":
+            self._save.mkdir(parents=True, exist_ok=True)
+            suffix = mimetypes.guess_extension(display.mime_type) or ".bin"
+            path = self._save / f"result-{display.result_id}{suffix}"
+            path.write_bytes(display.data)
+            print(f"saved {path}", file=sys.stderr, flush=True)
+        elif display.mime_type == "text/plain" and not self._json:
+            print(display.data.decode(errors="replace"), flush=True)
+
+
+def exit_code(ended: events.Ended) -> int:
+    """For a shell: the program's own, 128 + its signal, 124 after a timeout, 137 when we killed it."""
+    if ended.killed is not None:
+        return TIMED_OUT if ended.killed == "TIMEOUT" else KILLED
+    if ended.signal is not None:
+        return SIGNALLED + ended.signal
+    return (ended.exit_code or 0) & 0xFF
+
+
+def as_json(event: events.Event) -> dict[str, Any]:
+    """One line of --json. Bytes as text, what is not UTF-8 as U+FFFD."""
+    values = {
+        name: value.decode(errors="replace") if isinstance(value, bytes) else value
+        for name, value in vars(event).items()
+    }
+    return {"event": type(event).__name__.lower(), **values}
+
+
+def _say_how(ended: events.Ended) -> None:
+    if ended.killed is not None:
+        print(f"sandpool: killed ({ended.killed})", file=sys.stderr, flush=True)
+    elif ended.signal is not None:
+        print(f"sandpool: ended by signal {ended.signal}", file=sys.stderr, flush=True)
+    if ended.state_lost:
+        print("sandpool: the Python worker ended; its variables are gone", file=sys.stderr, flush=True)
