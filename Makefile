@@ -1,24 +1,48 @@
-.PHONY: test lint proto image
+.PHONY: demo test bench lint proto image setup
 VENV := .venv
-STAMP := $(VENV)/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
+PYTHON := $(VENV)/bin/python
+HASH := $(shell sha256sum pyproject.toml | cut -c1-16)
+RUN_STAMP := $(VENV)/.run-$(HASH)
+DEV_STAMP := $(VENV)/.dev-$(HASH)
+# What mypy reads; tests are checked by running them.
+TYPED := services/kit/service_kit services/scheduler/scheduler services/pool-manager/pool_manager \
+	services/node-agent/node_agent guest-agent/guest_agent deploy/image/sandpool_image sdk/python/sandpool demo bench tools
 
-$(STAMP):
-	/usr/bin/python3 -m venv $(VENV) || python3 -m venv $(VENV)
-	$(VENV)/bin/pip install -q -e '.[dev]'
-	touch $@
+# Runs everything on this machine and shows what it does.
+demo: setup $(RUN_STAMP)
+	@$(PYTHON) demo/demo.py
 
-proto: $(STAMP)
-	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(VENV)/bin/python tools/generate_protos.py
-
-lint: $(STAMP)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy services/kit/service_kit services/node-agent/node_agent guest-agent/guest_agent deploy/image/sandpool_image tools
-	$(VENV)/bin/buf lint protos
-	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(VENV)/bin/python tools/generate_protos.py --check
-
-test: lint
+# Everything that must hold, on real VMs.
+test: setup lint
 	$(VENV)/bin/pytest tests
 
-image: $(STAMP)
-	$(VENV)/bin/python -m sandpool_image
+# Numbers against baselines of the same run, into build/bench.json.
+bench: setup $(DEV_STAMP)
+	$(PYTHON) -m bench
+
+setup:
+	@sh deploy/setup/packages.sh
+
+$(RUN_STAMP):
+	@test -d $(VENV) || /usr/bin/python3 -m venv $(VENV)
+	@echo "installing sandpool into $(VENV)"
+	@$(VENV)/bin/pip install -q -e .
+	@touch $@
+
+$(DEV_STAMP): $(RUN_STAMP)
+	@$(VENV)/bin/pip install -q -e '.[dev]'
+	@touch $@
+
+lint: $(DEV_STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy $(TYPED)
+	$(VENV)/bin/buf lint protos
+	$(VENV)/bin/buf breaking protos --against protos/baseline.binpb
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(PYTHON) tools/generate_protos.py --check
+
+proto: $(DEV_STAMP)
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(PYTHON) tools/generate_protos.py
+
+image: setup $(RUN_STAMP)
+	$(PYTHON) -m sandpool_image
