@@ -20,6 +20,8 @@ DEFAULT_PROCESSES = 256
 SHARE = 8
 # However much others use, a command may have this share of the memory of user code.
 LEAST_ROOM = 4
+# What others may grow by before they, too, are in question.
+MARGIN_BYTES = 16 << 20
 # Killed processes are gone in no time, unless they hang in the kernel: then their group is left to a later round.
 EMPTY_SECONDS = 2.0
 # oom_score_adj of user code: killed before anything else, if the whole machine runs out.
@@ -77,7 +79,8 @@ class Cgroups:
     def _room(self) -> int:
         """Without it a command that fills memory with files is spared: the larger language worker is killed for it."""
         limit, stat = int((self._user / "memory.max").read_text()), (self._user / "memory.stat").read_text()
-        return max(limit - _field(stat, "anon") - _field(stat, "shmem"), limit // LEAST_ROOM)
+        used = sum(_field(stat, kind) for kind in ("anon", "shmem", "kernel")) + MARGIN_BYTES
+        return max(limit - used, limit // LEAST_ROOM)
 
     async def end(self, group: "Group") -> None:
         """Kill everything in a group and remove it."""

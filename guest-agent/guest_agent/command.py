@@ -32,6 +32,11 @@ class CommandRun:
         self._kill: pb.KillReason.ValueType = pb.KILL_REASON_UNSPECIFIED
         self._program: Program | None = None
         execution.cancel, execution.signal = self._stop, self._signal
+        if request.stdin or request.keep_stdin_open:
+            execution.stdin = InputPipe()
+            execution.stdin.write(request.stdin)
+            if not request.keep_stdin_open:
+                execution.stdin.close()
 
     async def run(self) -> None:
         """Run to the end. A program that cannot be started: exit code 127 and a line on stderr, as in a shell."""
@@ -45,6 +50,8 @@ class CommandRun:
         except (OSError, ValueError) as error:
             for pump in pumps:
                 pump.close()
+            if execution.stdin is not None:
+                execution.stdin.abort()
             execution.output.write(STDERR, f"{_arguments(self._request)[0]}: {error}\n".encode("utf-8", "replace"))
             execution.finish(pb.ExecutionEnded(exit_code=COULD_NOT_START))
             return
@@ -70,7 +77,7 @@ class CommandRun:
 
     def _start(self, stdout: int, stderr: int) -> tuple[Program, int | None]:
         """The program and the descriptor of its standard input, if it has one."""
-        theirs, ours = os.pipe() if self._request.stdin or self._request.keep_stdin_open else (None, None)
+        theirs, ours = (None, None) if self._execution.stdin is None else os.pipe()
         stdin = subprocess.DEVNULL if theirs is None else theirs
         try:
             program = self._launcher.start(
@@ -89,18 +96,11 @@ class CommandRun:
                 os.close(theirs)
         return program, ours
 
-    async def _feed(self, descriptor: int) -> InputPipe:
-        pipe = await InputPipe.open(os.fdopen(descriptor, "wb", buffering=0))
-        pipe.write(self._request.stdin)
-        if not self._request.keep_stdin_open:
-            pipe.close()
-        return pipe
-
     async def _wait(self, program: Program, stdin: int | None, pumps: list[Pump]) -> ProgramEnd:
         timer = asyncio.get_running_loop().call_later(self._timeout, self._stop, pb.KILL_REASON_TIMEOUT)
         try:
-            if stdin is not None:
-                self._execution.stdin = await self._feed(stdin)
+            if stdin is not None and self._execution.stdin is not None:
+                await self._execution.stdin.connect(os.fdopen(stdin, "wb", buffering=0))
             await program.exited()
         finally:
             timer.cancel()

@@ -1,6 +1,7 @@
 """sandpool.v1.ExecutionService as the guest serves it."""
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -18,6 +19,7 @@ from sandpool.v1 import execution_pb2 as pb
 DEFAULT_TIMEOUT_SECONDS = 220.0
 BACKGROUND_TIMEOUT_SECONDS = 86_400.0
 MAX_REQUEST_BYTES = 1 << 20
+_log = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 
 
@@ -80,7 +82,11 @@ class ExecutionService:
             activity.begin_execution()
         try:
             await work
+        except Exception:
+            _log.exception("an execution failed inside the agent")
         finally:
+            if execution.end is None:  # readers wait for it
+                execution.finish(pb.ExecutionEnded(exit_code=1))
             if counted:
                 activity.end_execution(time.monotonic())
 

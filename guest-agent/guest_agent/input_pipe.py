@@ -5,27 +5,32 @@ from typing import IO
 
 
 class InputPipe(asyncio.BaseProtocol):
-    """One owner of the pipe's writing end."""
+    """Takes bytes from the start; they go to the program once there is one (connect)."""
 
     def __init__(self) -> None:
         self._transport: asyncio.WriteTransport | None = None
+        self._waiting = bytearray()
         self._room = asyncio.Event()
         self._room.set()
+        self.closed = False
 
-    @classmethod
-    async def open(cls, pipe: IO[bytes]) -> "InputPipe":
-        """Takes the pipe over."""
-        _, protocol = await asyncio.get_running_loop().connect_write_pipe(cls, pipe)
-        return protocol
+    async def connect(self, pipe: IO[bytes]) -> None:
+        """Takes the pipe's writing end over."""
+        await asyncio.get_running_loop().connect_write_pipe(lambda: self, pipe)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's."""
         if isinstance(transport, asyncio.WriteTransport):
             self._transport = transport
+            if self._waiting:
+                transport.write(bytes(self._waiting))
+            self._waiting.clear()
+            if self.closed:
+                transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio's: the program has closed its end."""
-        self._transport = None
+        self.closed, self._transport = True, None
         self._room.set()
 
     def pause_writing(self) -> None:
@@ -36,14 +41,13 @@ class InputPipe(asyncio.BaseProtocol):
         """asyncio's."""
         self._room.set()
 
-    @property
-    def closed(self) -> bool:
-        """Nothing more can be written."""
-        return self._transport is None or self._transport.is_closing()
-
     def write(self, data: bytes) -> None:
-        """Queue bytes."""
-        if self._transport is not None and data:
+        """Queue bytes. Nothing happens after the end."""
+        if self.closed or not data:
+            return
+        if self._transport is None:
+            self._waiting += data
+        else:
             self._transport.write(data)
 
     async def drain(self) -> None:
@@ -52,10 +56,13 @@ class InputPipe(asyncio.BaseProtocol):
 
     def close(self) -> None:
         """After what is queued."""
+        self.closed = True
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
-        """Now: the program has ended."""
+        """Now: the program has ended, or there is none."""
+        self.closed = True
+        self._room.set()
         if self._transport is not None:
             self._transport.abort()

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 import signal
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from guest_agent.launch import Launcher
 from guest_agent.output import STDERR, STDOUT
 from guest_agent.worker_process import WorkerLost, WorkerProcess
 from sandpool.v1 import execution_pb2 as pb
+
+_log = logging.getLogger(__name__)
 
 QUEUE_LENGTH = 16
 # A worker that does not answer an interrupt in this time is killed.
@@ -67,7 +70,13 @@ class PythonLanguage:
         while True:
             cell = await self._queue.get()
             async with self._lock:
-                await self._run_cell(cell)
+                try:
+                    await self._run_cell(cell)
+                except Exception:
+                    _log.exception("a cell failed inside the agent")
+                    self._refuse(cell.execution, "the agent failed", pb.ExecutionEnded(exit_code=1))
+                    if self._worker is not None:
+                        await self._bury(self._worker)
 
     async def seed(self, seed: bytes) -> bytes:
         """Reseed the worker's generators; starts the worker if there is none. Returns a sample of 32 bytes.

@@ -46,6 +46,7 @@ class WorkerProcess:
     transport: asyncio.ReadTransport
     stdout: Pump
     stderr: Pump
+    watcher: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, launcher: Launcher, preimport: bool) -> "WorkerProcess":
@@ -80,9 +81,11 @@ class WorkerProcess:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(replies), os.fdopen(replies_in, "rb")
         )
-        requests = await InputPipe.open(os.fdopen(requests_out, "wb", buffering=0))
-        pumps = [Pump(descriptor, _ignore, _always) for descriptor in (stdout_in, stderr_in)]
-        worker = cls(program, requests, replies, transport, *pumps)
+        requests = InputPipe()
+        await requests.connect(os.fdopen(requests_out, "wb", buffering=0))
+        stdout, stderr = (Pump(descriptor, _ignore, _always) for descriptor in (stdout_in, stderr_in))
+        worker = cls(program, requests, replies, transport, stdout, stderr)
+        worker.watcher = asyncio.create_task(worker._watch())
         said = bytearray()
         worker.redirect(_ignore, said.extend, lambda: len(said) < MAX_FRAME_BYTES)
         try:
@@ -92,6 +95,13 @@ class WorkerProcess:
             raise WorkerLost(said[-COMPLAINT_BYTES:].decode("utf-8", "replace")) from None
         worker.ignore_output()
         return worker
+
+    async def _watch(self) -> None:
+        """A dead worker's children may hold its pipe open: its end is made sure."""
+        await self.program.exited()
+        self.program.kill()
+        await asyncio.sleep(EXIT_SECONDS)
+        self.replies.feed_eof()
 
     async def receive(self) -> tuple[str, bytes]:
         """The next frame. Raises WorkerLost."""
@@ -141,6 +151,8 @@ class WorkerProcess:
         except TimeoutError:
             self.program.signal_leader(signal.SIGKILL)  # it has only closed its pipe
             await self.program.exited()
+        if self.watcher is not None:
+            self.watcher.cancel()
         end = await self.program.end()
         self.transport.close()
         self.requests.abort()

@@ -124,6 +124,8 @@ async def test_a_fork_does_not_make_a_second_worker(agent: Agent) -> None:
         ("import os\nfor fd in range(3, 200):\n  try: os.write(fd, b'nonsense' * 100)\n  except OSError: pass", 60.0),
         ("import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)", 0.2),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", 0.2),
+        ("import os, time\nif os.fork() == 0: time.sleep(1000)\nos._exit(1)", 60.0),
+        ("import os, time\nif os.fork() == 0:\n  os.setsid(); time.sleep(5)\nos._exit(1)", 60.0),
     ],
 )
 async def test_a_worker_that_cannot_go_on_is_replaced(agent: Agent, source: str, timeout: float) -> None:
