@@ -4,6 +4,7 @@ A memory hog is killed in its own group and a fork bomb stops at pids.max, while
 """
 
 import asyncio
+import contextlib
 import itertools
 import os
 import select
@@ -68,19 +69,23 @@ class Cgroups:
     def make(self, name: str, *, leave_memory: bool) -> "Group":
         """A fresh group. leave_memory: it is limited to what the others do not use now. Raises OSError."""
         self._left = [group for group in self._left if not group.try_remove()]
-        path = self._user / f"{name}-{next(self._numbers)}"
-        path.mkdir()
+        path = self._make_directory(name)
         (path / "memory.oom.group").write_text("1")
         if leave_memory:
             (path / "memory.max").write_text(str(self._room()))
         (path / "pids.max").write_text(str(self._processes - self._processes // SHARE))
         return Group(path)
 
+    def _make_directory(self, name: str) -> Path:
+        while True:
+            path = self._user / f"{name}-{next(self._numbers)}"
+            with contextlib.suppress(FileExistsError):  # of an agent before this one
+                path.mkdir()
+                return path
+
     def _room(self) -> int:
-        """Without it a command that fills memory with files is spared: the larger language worker is killed for it."""
-        limit, stat = int((self._user / "memory.max").read_text()), (self._user / "memory.stat").read_text()
-        used = sum(_field(stat, kind) for kind in ("anon", "shmem", "kernel")) + MARGIN_BYTES
-        return max(limit - used, limit // LEAST_ROOM)
+        limit = int((self._user / "memory.max").read_text())
+        return room_bytes(limit, (self._user / "memory.stat").read_text())
 
     async def end(self, group: "Group") -> None:
         """Kill everything in a group and remove it."""
@@ -157,6 +162,15 @@ class Group:
         except OSError:
             return False
         return True
+
+
+def room_bytes(limit: int, memory_stat: str) -> int:
+    """What a new command may use of the memory of user code.
+
+    Without it a command that fills memory with files is spared: the larger language worker is killed for it.
+    """
+    used = sum(_field(memory_stat, kind) for kind in ("anon", "shmem", "kernel")) + MARGIN_BYTES
+    return max(limit - used, limit // LEAST_ROOM)
 
 
 def _field(text: str, name: str) -> int:

@@ -19,7 +19,7 @@ from sandpool.v1 import execution_pb2 as pb
 # share RUNNING_BYTES, all that have ended ENDED_BYTES: together well below what cgroup.py sets aside for the agent. The
 # least is eight times what two pipes hold (output.py).
 BUFFER_BYTES, LEAST_BUFFER_BYTES = 8 << 20, 1 << 20
-RUNNING_BYTES, ENDED_BYTES = 32 << 20, 16 << 20
+RUNNING_BYTES, ENDED_BYTES = 24 << 20, 12 << 20
 CHUNK_BYTES = 128 << 10
 DEFAULT_OUTPUT_LIMIT = 256 << 20
 KEPT_ENDED = 256

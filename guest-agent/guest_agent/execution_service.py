@@ -100,6 +100,8 @@ class ExecutionService:
 
     async def input(self, request: pb.InputRequest) -> pb.InputResponse:
         """Write to standard input."""
+        if len(request.data) > MAX_REQUEST_BYTES:
+            raise Refused(Status.INVALID_ARGUMENT, "INVALID_FIELD", "at most 1 MiB", "data")
         execution = self._running(request.execution_id)
         stdin = execution.stdin
         if stdin is None or stdin.closed:

@@ -34,6 +34,7 @@ class Program:
         self._popen = popen
         self._cgroups = cgroups
         self._group = group
+        self._cpu_before = 0.0
         self._gone = asyncio.Event()
         self._descriptor = os.pidfd_open(popen.pid)
         asyncio.get_running_loop().add_reader(self._descriptor, self._see)
@@ -88,10 +89,11 @@ class Program:
             if not others:
                 return
 
-    def mark_peak(self) -> None:
-        """The next peak counts from here."""
+    def mark(self) -> None:
+        """What it uses counts from here; natively from its start."""
         if self._group is not None:
             self._group.mark()
+            self._cpu_before = self._group.usage().cpu_seconds
 
     def peak_memory_bytes(self) -> int | None:
         """Since the latest mark; None where only the program itself could tell."""
@@ -105,7 +107,7 @@ class Program:
         usage, kills = self._group.usage(), self._group.oom_kills()
         await self._cgroups.end(self._group)
         status = self._reap().status
-        return ProgramEnd(status, usage.cpu_seconds, usage.peak_memory_bytes, kills > 0)
+        return ProgramEnd(status, usage.cpu_seconds - self._cpu_before, usage.peak_memory_bytes, kills > 0)
 
     def _reap(self) -> ProgramEnd:
         _, status, used = os.wait4(self._popen.pid, 0)

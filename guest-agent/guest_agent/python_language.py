@@ -135,7 +135,7 @@ class PythonLanguage:
         loop = asyncio.get_running_loop()
         timer = loop.call_later(cell.timeout_seconds, self._stop, cell, pb.KILL_REASON_TIMEOUT)
         _redirect(worker, cell.execution)
-        worker.program.mark_peak()
+        worker.program.mark()
         try:
             worker.send("X", _request(cell))
             ended = await _collect(worker, cell.execution)
