@@ -1,7 +1,9 @@
 #!/bin/busybox sh
 # Second half of the start, inside the real root. Stays as the first process: reaps orphans, restarts the agent.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 HOME=/mnt/data
-export PYTHONPATH=/opt/sandpool MPLCONFIGDIR=/tmp/matplotlib IPYTHONDIR=/tmp/ipython IPYTHONDIR=/tmp/ipython USER=sandbox LOGNAME=sandbox PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH=/opt/sandpool PYTHONDONTWRITEBYTECODE=1
+# Of user code: what libraries write for themselves is not among its files.
+export MPLCONFIGDIR=/tmp/matplotlib IPYTHONDIR=/tmp/ipython USER=sandbox LOGNAME=sandbox
 busybox mkdir -p /dev/pts /dev/shm
 busybox mount -t devpts devpts /dev/pts
 busybox mount -t tmpfs -o mode=1777 shm /dev/shm
