@@ -40,7 +40,7 @@ class VmProcess:
 
     def __init__(self, pid: int, address: GuestAddress) -> None:
         """Raises ProcessLookupError."""
-        self._pid = pid
+        self.pid = pid
         self._pidfd: int | None = os.pidfd_open(pid)
         self._ended = asyncio.Event()
         self.address = address
@@ -51,7 +51,7 @@ class VmProcess:
             return
         asyncio.get_running_loop().remove_reader(self._pidfd)
         with suppress(ChildProcessError):  # a recovered one is not our child
-            os.waitpid(self._pid, os.WNOHANG)
+            os.waitpid(self.pid, os.WNOHANG)
         os.close(self._pidfd)
         self._pidfd = None
         self._ended.set()

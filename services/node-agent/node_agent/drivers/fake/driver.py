@@ -1,15 +1,18 @@
 """For tests of the services only: every "VM" is a guest agent process on this host. It isolates nothing."""
 
 import asyncio
+import functools
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import BinaryIO
 
 from node_agent.drivers.process import VmProcess, record, recorded_pid
 from node_agent.vmm import GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec
@@ -18,6 +21,28 @@ SOCKET = "s"
 # The limit of a unix socket's path, less its end.
 MAX_SOCKET_PATH = 107
 TEMPLATE_FILE = "fake"
+
+
+class FakeVm:
+    """A guest agent, and everything that runs in it: where the host allows it, all die with it as in a VM."""
+
+    def __init__(self, process: VmProcess) -> None:
+        self._process = process
+        self.address = process.address
+
+    async def exited(self) -> str:
+        """Wait for the process."""
+        return await self._process.exited()
+
+    async def destroy(self) -> None:
+        """Kill the first process of the namespace: what started it ends only after all of them."""
+        first = _children(self._process.pid) if _namespace() else []
+        for pid in first:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if first:
+            await self._process.exited()
+        await self._process.destroy()
 
 
 class FakeVmm:
@@ -42,8 +67,9 @@ class FakeVmm:
     ) -> None:
         """A process that can be quiesced is the proof; of its memory nothing can be kept."""
         work = directory / "vm"
-        work.mkdir()
-        running = await _start(work)
+        with _translated("template"):
+            work.mkdir()
+            running = await _start(work)
         try:
             await quiesce(running.address)
         finally:
@@ -51,56 +77,92 @@ class FakeVmm:
             shutil.rmtree(work)
         (directory / TEMPLATE_FILE).touch(mode=0o444)
 
-    async def clone(self, template: Path, machine: MachineSpec, directory: Path) -> VmProcess:
+    async def clone(self, template: Path, machine: MachineSpec, directory: Path) -> FakeVm:
         """Start a process."""
         if not (template / TEMPLATE_FILE).exists():
             raise CloneFailed("clone: the template is not complete")
-        running = await _start(directory)
-        (directory / GUEST_ADDRESS_FILE).write_text(running.address.to_json())
+        with _translated("clone"):
+            running = await _start(directory)
+            (directory / GUEST_ADDRESS_FILE).write_text(running.address.to_json())
         return running
 
-    async def recover(self, directory: Path) -> VmProcess | None:
+    async def recover(self, directory: Path) -> FakeVm | None:
         """By pid and start time; one that was never finished has no address and is killed."""
         pid = recorded_pid(directory)
         if pid is None:
             return None
         with suppress(ProcessLookupError):
-            running = VmProcess(pid, _address(directory))
+            running = FakeVm(VmProcess(pid, _address(directory)))
             if (directory / GUEST_ADDRESS_FILE).exists():
                 return running
             await running.destroy()
         return None
 
 
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CloneFailed(f"{what}: {error}") from error
+
+
+@functools.cache
+def _namespace() -> tuple[str, ...]:
+    """The start of a command that gets a process namespace of its own; nothing where the host has none to give."""
+    user = () if os.geteuid() == 0 else ("--user", "--map-current-user")
+    prefix = ("unshare", *user, "--pid", "--fork", "--kill-child=KILL")
+    with suppress(OSError):
+        if subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
+            return prefix
+    return ()
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 def _address(directory: Path) -> GuestAddress:
     return GuestAddress("unix", (str(directory / SOCKET),))
 
 
-async def _start(directory: Path) -> VmProcess:
+async def _start(directory: Path) -> FakeVm:
     address = _address(directory)
     if len(address.paths[0]) > MAX_SOCKET_PATH:
-        raise CloneFailed(f"clone: {address.paths[0]} is too long for a socket")
+        raise CloneFailed(f"{address.paths[0]} is too long for a socket")
     data = directory / "data"
-    arguments = [sys.executable, "-m", "guest_agent", "--unix", address.paths[0], "--data", str(data)]
+    arguments = [*_namespace(), sys.executable, "-m", "guest_agent", "--unix", address.paths[0], "--data", str(data)]
     ready_in, ready_out = os.pipe()
-    try:
-        with (directory / "stderr").open("wb") as stderr:
-            guest = subprocess.Popen(  # noqa: ASYNC220
-                arguments, stdin=subprocess.DEVNULL, stdout=ready_out, stderr=stderr, start_new_session=True
-            )
-        os.close(ready_out)
+    with os.fdopen(ready_in, "rb") as ready:
+        try:
+            with (directory / "stderr").open("wb") as stderr:
+                guest = subprocess.Popen(  # noqa: ASYNC220
+                    arguments, stdin=subprocess.DEVNULL, stdout=ready_out, stderr=stderr, start_new_session=True
+                )
+        finally:
+            os.close(ready_out)
         guest.returncode = 0  # reaped by pidfd, not by Popen
         record(directory, guest.pid)
-        running = VmProcess(guest.pid, address)
+        running = FakeVm(VmProcess(guest.pid, address))
         try:
-            with os.fdopen(os.dup(ready_in), "rb") as ready:
-                line = await asyncio.to_thread(ready.readline)
+            line = await _first_line(ready)
         except BaseException:
             await running.destroy()
             raise
-    finally:
-        os.close(ready_in)
     if not line.startswith(b"ready guest"):
         await running.destroy()
-        raise CloneFailed(f"clone: {(directory / 'stderr').read_text(errors='replace')[-500:].strip()}")
+        raise CloneFailed((directory / "stderr").read_text(errors="replace")[-500:].strip())
     return running
+
+
+async def _first_line(pipe: BinaryIO) -> bytes:
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+    try:
+        return await reader.readline()
+    finally:
+        transport.close()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from node_agent.vmm import Image, MachineSpec
 
+PROGRAM = "qemu-system-x86_64"
 PORTS = 8
 CMDLINE = "quiet loglevel=4 panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests"
 # The translation cache is most of an idle clone's memory; above this it is flushed, not grown.
@@ -13,7 +14,10 @@ TRANSLATION_CACHE_MB = 128
 
 @dataclass(frozen=True)
 class Launch:
-    """One QEMU. memory is the template's file: shared while the template boots, private to a clone."""
+    """One QEMU. acceleration is the name of an Acceleration.
+
+    memory is the template's file: shared while the template boots, private to a clone.
+    """
 
     image: Image
     machine: MachineSpec
@@ -24,16 +28,26 @@ class Launch:
     qmp_descriptor: int
 
 
+def cpu(acceleration: str) -> list[str]:
+    """What runs instructions, by the name of an Acceleration."""
+    if acceleration == "kvm":
+        return ["-accel", "kvm", "-cpu", "host"]
+    return ["-accel", f"tcg,tb-size={TRANSLATION_CACHE_MB}", "-cpu", "max"]
+
+
+def quoted(path: Path) -> str:
+    """As the value of an option: QEMU splits at single commas."""
+    return str(path).replace(",", ",,")
+
+
 def arguments(launch: Launch) -> list[str]:
     """For a process whose working directory is the VM's: paths there are relative, as socket paths are short."""
     size = launch.machine.memory_bytes
     share = "off" if launch.is_clone else "on"
-    kvm = launch.acceleration == "kvm"
-    command = ["qemu-system-x86_64", "-M", "q35", "-nodefaults", "-nographic", "-no-reboot"]
-    command += ["-accel", "kvm"] if kvm else ["-accel", f"tcg,tb-size={TRANSLATION_CACHE_MB}"]
-    command += ["-cpu", "host" if kvm else "max", "-smp", str(launch.machine.vcpus)]
+    command = [PROGRAM, "-M", "q35", "-nodefaults", "-nographic", "-no-reboot"]
+    command += [*cpu(launch.acceleration), "-smp", str(launch.machine.vcpus)]
     command += ["-m", f"size={size >> 20}M,slots=2,maxmem={(size >> 20) + 8192}M"]
-    command += ["-object", f"memory-backend-file,id=ram,size={size},share={share},mem-path={launch.memory}"]
+    command += ["-object", f"memory-backend-file,id=ram,size={size},share={share},mem-path={quoted(launch.memory)}"]
     command += ["-numa", "node,memdev=ram"]
     command += ["-kernel", str(launch.image.kernel), "-initrd", str(launch.image.initramfs)]
     command += ["-append", CMDLINE if launch.is_clone else f"{CMDLINE} console=ttyS0"]
@@ -44,7 +58,7 @@ def arguments(launch: Launch) -> list[str]:
     for number in range(PORTS):
         command += ["-chardev", f"socket,id=port{number},path=port{number},server=on,wait=off"]
         command += ["-device", f"virtserialport,chardev=port{number},name=sandpool.{number}"]
-    root = f"id=rootmem,share=on,readonly=on,mem-path={launch.image.root},size={launch.root_bytes}"
+    root = f"id=rootmem,share=on,readonly=on,mem-path={quoted(launch.image.root)},size={launch.root_bytes}"
     command += ["-object", f"memory-backend-file,{root}", "-device", "virtio-pmem-pci,memdev=rootmem,id=root"]
     command += ["-drive", "file=scratch,format=raw,if=none,id=scratch", "-device", "virtio-blk-pci,drive=scratch"]
     return command + (["-incoming", "defer"] if launch.is_clone else [])

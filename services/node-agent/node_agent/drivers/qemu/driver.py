@@ -3,38 +3,46 @@
 import asyncio
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from node_agent.drivers.process import VmProcess, recorded_pid
 from node_agent.drivers.qemu import process
 from node_agent.drivers.qemu.command import Launch, arguments
-from node_agent.drivers.qemu.qmp import Qmp, QmpError
+from node_agent.drivers.qemu.probe import Probe, host_cpu, version
+from node_agent.drivers.qemu.qmp import QmpError
 from node_agent.vmm import GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec
 
+FROZEN_FILE = "image.json"
+# It takes a tenth of a second; a QEMU that does not get on is not waited for.
+RESUME_SECONDS = 60.0
 # Memory stays in its own file; "events" makes QEMU say when a migration has ended.
 CAPABILITIES = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
 
 
 class QemuVmm:
-    """The embedded default. Acceleration is software emulation: KVM is used only once a probe boot can prove it."""
+    """The embedded default. cache keeps the proof that KVM works, and holds the images to prove it with."""
 
     name = "qemu"
 
+    def __init__(self, cache: Path | None = None) -> None:
+        self._probe = Probe(cache)
+
     async def probe(self) -> Acceleration:
-        """Emulation needs no proof."""
-        return Acceleration("emulation", "KVM is not probed yet; software emulation works everywhere")
+        """Proven once there is an image to boot; until then emulation, which needs no proof."""
+        return await self._probe.acceleration()
 
     async def fingerprint(self) -> str:
-        """QEMU's version and, as -cpu max offers what QEMU can emulate, nothing of the host."""
-        done = await asyncio.to_thread(
-            subprocess.run, ["qemu-system-x86_64", "--version"], capture_output=True, check=True
-        )
-        return hashlib.sha256(done.stdout + b"tcg").hexdigest()[:32]
+        """QEMU's version and, with KVM, the host's CPU: under emulation -cpu max is the same everywhere."""
+        acceleration = await self.probe()
+        host = host_cpu() if acceleration.name == "kvm" else ""
+        facts = [await version(), acceleration.name, host]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
     async def build(
         self,
@@ -45,49 +53,35 @@ class QemuVmm:
     ) -> None:
         """Boot, quiesce, freeze."""
         vm = directory / "vm"
-        vm.mkdir()
-        await _copy(image.scratch, vm / "scratch")
-        running = _start(image, machine, directory, vm, is_clone=False)
-        try:
-            qmp = await process.connect(vm)
+        with _translated("template", vm):
+            vm.mkdir()
+            await _copy(image.scratch, vm / "scratch")
+            frozen = Frozen(image, (await self.probe()).name)
+            running = _start(frozen, machine, directory, vm, is_clone=False)
             try:
-                await quiesce(process.address_of(vm))
-                await qmp.execute("stop")
-                await qmp.execute("migrate-set-capabilities", capabilities=CAPABILITIES)
-                await qmp.execute("migrate", uri=f"exec:cat > {directory}/state")
-                await qmp.migration_ended()
+                await _freeze(vm, directory / "state", quiesce)
             finally:
-                await qmp.close()
-        except (OSError, QmpError) as error:
-            raise CloneFailed(f"template: {error}; {_complaint(vm)}") from error
-        finally:
-            await running.destroy()
-        (vm / "scratch").rename(directory / "scratch")
-        record = {key: str(value) for key, value in asdict(image).items()}
-        (directory / "image.json").write_text(json.dumps(record))
-        shutil.rmtree(vm)
-        for name in ("memory", "state", "scratch", "image.json"):
-            (directory / name).chmod(0o444)
+                await running.destroy()
+            (vm / "scratch").rename(directory / "scratch")
+            (directory / FROZEN_FILE).write_text(frozen.to_json())
+            shutil.rmtree(vm)
+            for path in directory.iterdir():
+                path.chmod(0o444)
 
     async def clone(self, template: Path, machine: MachineSpec, directory: Path) -> VmProcess:
         """Start, load the state, resume."""
-        record = json.loads((template / "image.json").read_text())
-        image_id = record.pop("image_id")
-        image = Image(**{key: Path(value) for key, value in record.items()}, image_id=image_id)
-        await _copy(template / "scratch", directory / "scratch")
-        running = _start(image, machine, template, directory, is_clone=True)
-        try:
-            qmp = await process.connect(directory)
+        with _translated("clone", directory):
+            frozen = Frozen.from_json((template / FROZEN_FILE).read_text())
+            _check(template, machine)
+            await _copy(template / "scratch", directory / "scratch")
+            running = _start(frozen, machine, template, directory, is_clone=True)
             try:
-                await _resume(qmp, template / "state")
-            finally:
-                await qmp.close()
-            (directory / GUEST_ADDRESS_FILE).write_text(running.address.to_json())
-        except BaseException as error:
-            await running.destroy()
-            if isinstance(error, OSError | QmpError):
-                raise CloneFailed(f"clone: {error}; {_complaint(directory)}") from error
-            raise
+                async with asyncio.timeout(RESUME_SECONDS):
+                    await _resume(directory, template / "state")
+                (directory / GUEST_ADDRESS_FILE).write_text(running.address.to_json())
+            except BaseException:
+                await running.destroy()
+                raise
         return running
 
     async def recover(self, directory: Path) -> VmProcess | None:
@@ -103,21 +97,77 @@ class QemuVmm:
         return None
 
 
-def _start(image: Image, machine: MachineSpec, template: Path, directory: Path, *, is_clone: bool) -> VmProcess:
+@dataclass(frozen=True)
+class Frozen:
+    """What a template was booted from and with: a clone needs the same."""
+
+    image: Image
+    acceleration: str
+
+    def to_json(self) -> str:
+        """For the file."""
+        image = {name: str(value) for name, value in asdict(self.image).items()}
+        return json.dumps({"image": image, "acceleration": self.acceleration})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Frozen":
+        """From the file. Raises ValueError, KeyError, TypeError."""
+        values = json.loads(text)
+        image_id = values["image"].pop("image_id")
+        paths = {name: Path(value) for name, value in values["image"].items()}
+        return cls(Image(**paths, image_id=image_id), values["acceleration"])
+
+
+@contextmanager
+def _translated(what: str, directory: Path) -> Iterator[None]:
+    """Whatever else goes wrong on the way."""
+    try:
+        yield
+    except (OSError, QmpError, subprocess.CalledProcessError, ValueError, KeyError, TypeError) as error:
+        said = (error.stderr or b"").decode() if isinstance(error, subprocess.CalledProcessError) else ""
+        raise CloneFailed(f"{what}: {error}; {said or _complaint(directory)}") from error
+
+
+def _check(template: Path, machine: MachineSpec) -> None:
+    """QEMU makes up memory that is missing, and waits for ever for a state that is. Raises OSError, ValueError."""
+    if (template / "memory").stat().st_size != machine.memory_bytes:
+        raise ValueError("the template's memory has another size")
+    if (template / "state").stat().st_size == 0:
+        raise ValueError("the template's state is empty")
+
+
+def _start(frozen: Frozen, machine: MachineSpec, template: Path, directory: Path, *, is_clone: bool) -> VmProcess:
     listener = process.listen(directory)
     try:
-        root_bytes = image.root.stat().st_size
-        launch = Launch(image, machine, "tcg", template / "memory", root_bytes, is_clone, listener.fileno())
+        root_bytes, memory = frozen.image.root.stat().st_size, template / "memory"
+        qmp = listener.fileno()
+        launch = Launch(frozen.image, machine, frozen.acceleration, memory, root_bytes, is_clone, qmp)
         return process.spawn(arguments(launch), directory, listener)
     finally:
         listener.close()
 
 
-async def _resume(qmp: Qmp, state: Path) -> None:
-    await qmp.execute("migrate-set-capabilities", capabilities=CAPABILITIES)
-    await qmp.execute("migrate-incoming", uri=f"exec:cat {state}")
-    await qmp.migration_ended()  # a cont before this point leaves it paused
-    await qmp.execute("cont")
+async def _freeze(vm: Path, state: Path, quiesce: Callable[[GuestAddress], Awaitable[None]]) -> None:
+    qmp = await process.connect(vm)
+    try:
+        await quiesce(process.address_of(vm))
+        await qmp.execute("stop")
+        await qmp.execute("migrate-set-capabilities", capabilities=CAPABILITIES)
+        await qmp.execute("migrate", uri=f"exec:cat > {shlex.quote(str(state))}")
+        await qmp.migration_ended()
+    finally:
+        await qmp.close()
+
+
+async def _resume(vm: Path, state: Path) -> None:
+    qmp = await process.connect(vm)
+    try:
+        await qmp.execute("migrate-set-capabilities", capabilities=CAPABILITIES)
+        await qmp.execute("migrate-incoming", uri=f"exec:cat {shlex.quote(str(state))}")
+        await qmp.migration_ended()  # a cont before this point leaves it paused
+        await qmp.execute("cont")
+    finally:
+        await qmp.close()
 
 
 async def _copy(source: Path, target: Path) -> None:

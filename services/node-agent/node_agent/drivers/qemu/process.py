@@ -17,11 +17,15 @@ def address_of(directory: Path) -> GuestAddress:
 
 
 def listen(directory: Path) -> socket.socket:
-    """The QMP socket, bound before QEMU starts: there is nothing to poll for."""
+    """The QMP socket, bound before QEMU starts: there is nothing to poll for. Raises OSError."""
     (directory / "qmp").unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(directory / "qmp"))
-    listener.listen(1)
+    try:
+        listener.bind(str(directory / "qmp"))
+        listener.listen(1)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 
