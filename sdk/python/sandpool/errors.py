@@ -6,18 +6,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import grpc
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 
 class SandpoolError(Exception):
-    """The base of all. reason is stable and in UPPER_SNAKE_CASE; field is the path of a bad request field, or ''."""
+    """The base of all.
+
+    reason is stable and in UPPER_SNAKE_CASE; code is the gRPC status code's name; field is the path of a bad request
+    field, or ''; retry_after_seconds is set where a later try may succeed; metadata is of the reason.
+    """
 
     def __init__(
         self,
         message: str,
         *,
         reason: str = "",
+        code: str = "",
         field: str = "",
         retry_after_seconds: float | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -25,12 +30,13 @@ class SandpoolError(Exception):
         super().__init__(message)
         self.message = message
         self.reason = reason
+        self.code = code
         self.field = field
         self.retry_after_seconds = retry_after_seconds
         self.metadata = dict(metadata or {})
 
     def __str__(self) -> str:
-        where = f" ({self.field})" if self.field else ""
+        where = f" ({self.field})" if self.field and self.field not in self.message else ""
         return f"{self.reason}: {self.message}{where}" if self.reason else self.message
 
 
@@ -57,6 +63,12 @@ class SessionEnded(FailedPrecondition):
     def end_reason(self) -> str:
         """For example IDLE, STOPPED or VM_LOST; '' if it is not known (any more)."""
         return self.metadata.get("end_reason", "").removeprefix("END_REASON_")
+
+    @property
+    def epoch(self) -> int | None:
+        """Of the session that ended; None if it is not known."""
+        text = self.metadata.get("epoch", "")
+        return int(text) if text.isdecimal() else None
 
 
 class SessionLost(SandpoolError):
@@ -92,6 +104,14 @@ class DataLoss(SandpoolError):
     """What arrived is not what was sent."""
 
 
+class Aborted(SandpoolError):
+    """Something else changed it at the same time."""
+
+
+class Cancelled(SandpoolError):
+    """The service ended the call."""
+
+
 class Internal(SandpoolError):
     """sandpool's own fault."""
 
@@ -102,7 +122,8 @@ _BY_CODE: Mapping[grpc.StatusCode, type[SandpoolError]] = {
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
-    grpc.StatusCode.ABORTED: FailedPrecondition,
+    grpc.StatusCode.ABORTED: Aborted,
+    grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.UNAUTHENTICATED: PermissionDenied,
@@ -118,22 +139,31 @@ def from_grpc(error: grpc.aio.AioRpcError) -> SandpoolError:
     """The error of the table, with reason, field, retry delay and metadata of its details."""
     info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     field, delay = "", None
-    status = rpc_status.from_call(error)
+    status = _status(error)
     for detail in status.details if status else ():
         if detail.Unpack(bad) and bad.field_violations:
             field = bad.field_violations[0].field
         elif detail.Unpack(retry):
             delay = retry.retry_delay.ToMilliseconds() / 1000
         else:
-            detail.Unpack(info)
+            detail.Unpack(info)  # or one of a later version: left alone
     kind = _BY_REASON.get(info.reason) or _BY_CODE.get(error.code(), Internal)
     return kind(
         error.details() or error.code().name,
         reason=info.reason or error.code().name,
+        code=error.code().name,
         field=field,
         retry_after_seconds=delay,
         metadata=info.metadata,
     )
+
+
+def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    try:
+        found: status_pb2.Status | None = rpc_status.from_call(error)
+    except ValueError:  # details that contradict the status: of something between us and sandpool
+        return None
+    return found
 
 
 @contextmanager

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from sandpool.v1 import execution_pb2 as pb
-from sandpool.v1 import session_pb2
-
 
 @dataclass(frozen=True)
 class Started:
@@ -56,7 +53,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Gap:
-    """Output that was produced and is not delivered: bytes [begin, end) of source. reason: as GapReason."""
+    """Output that was produced and is not delivered: bytes [begin, end) of source.
+
+    source: stdout, stderr or "result N", of which a representation is missing. reason: as GapReason.
+    """
 
     source: str
     reason: str
@@ -93,6 +93,54 @@ class Result:
     ended: Ended
 
     @property
+    def execution_id(self) -> str:
+        """Of this execution, for attach."""
+        return self.started.execution_id
+
+    @property
+    def epoch(self) -> int:
+        """Of the session that it ran in."""
+        return self.started.epoch
+
+    @property
+    def created(self) -> bool:
+        """The session was made for it."""
+        return self.started.created
+
+    @property
+    def previous_end_reason(self) -> str:
+        """How the session of this name before this one ended, if created is true; else ''."""
+        return self.started.previous_end_reason
+
+    @property
+    def exit_code(self) -> int | None:
+        """None if it did not end by itself."""
+        return self.ended.exit_code
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended it, if one did."""
+        return self.ended.signal
+
+    @property
+    def killed(self) -> str | None:
+        """Why sandpool killed it, if it did: TIMEOUT, CANCELLED, MEMORY, UNATTENDED or SESSION_ENDED."""
+        return self.ended.killed
+
+    @property
+    def timings(self) -> Mapping[str, int]:
+        """Microseconds of each stage: acquire_us, connect_us, guest_queue_us, guest_run_us, total_us."""
+        return self.ended.timings
+
+    @property
+    def results(self) -> list[Mapping[str, bytes]]:
+        """One per displayed value, in order: its representations by MIME type."""
+        bundles: dict[int, dict[str, bytes]] = {}
+        for display in self.displays:
+            bundles.setdefault(display.result_id, {})[display.mime_type] = display.data
+        return list(bundles.values())
+
+    @property
     def ok(self) -> bool:
         """Ended by itself with exit code 0."""
         return self.ended.exit_code == 0
@@ -108,68 +156,3 @@ class Result:
     def images(self) -> list[bytes]:
         """Every image/png, in order."""
         return [display.data for display in self.displays if display.mime_type == "image/png"]
-
-
-class Decoder:
-    """From the messages of one stream to events; puts the chunks of results together."""
-
-    def __init__(self) -> None:
-        self.position = 0
-        self._parts: dict[tuple[int, str], list[bytes]] = {}
-
-    def decode(self, message: pb.ExecutionEvent) -> Event | None:
-        """None for a chunk of a result that goes on."""
-        self.position = message.next_position
-        kind = message.WhichOneof("event")
-        if kind == "started":
-            return _started(message.started)
-        if kind == "output":
-            is_out = message.output.stream == pb.OUTPUT_STREAM_STDOUT
-            return Stdout(message.output.data) if is_out else Stderr(message.output.data)
-        if kind == "result":
-            return self._display(message.result)
-        if kind == "error":
-            return Failure(message.error.name, message.error.value, message.error.traceback)
-        if kind == "gap":
-            return _gap(message.gap)
-        if kind == "ended":
-            return _ended(message.ended)
-        return None  # of a later version
-
-    def _display(self, chunk: pb.ResultChunk) -> Display | None:
-        key = (chunk.result_id, chunk.mime_type)
-        parts = self._parts.setdefault(key, [])
-        parts.append(chunk.data)
-        if not chunk.last:
-            return None
-        del self._parts[key]
-        return Display(chunk.result_id, chunk.mime_type, b"".join(parts), chunk.is_value)
-
-
-def _started(message: pb.ExecutionStarted) -> Started:
-    binding = message.session
-    previous = ""
-    if binding.HasField("previous"):
-        previous = session_pb2.EndReason.Name(binding.previous.end_reason).removeprefix("END_REASON_")
-    return Started(message.execution_id, binding.epoch, binding.vm_id, binding.created, previous)
-
-
-def _gap(gap: pb.OutputGap) -> Gap:
-    source = f"result {gap.result_id}"
-    if gap.HasField("stream"):
-        source = pb.OutputStream.Name(gap.stream).removeprefix("OUTPUT_STREAM_").lower()
-    return Gap(source, pb.GapReason.Name(gap.reason).removeprefix("GAP_REASON_"), gap.begin, gap.end)
-
-
-def _ended(ended: pb.ExecutionEnded) -> Ended:
-    outcome = ended.WhichOneof("outcome")
-    timings = {field.name: getattr(ended.timings, field.name) for field in pb.StageTimings.DESCRIPTOR.fields}
-    return Ended(
-        exit_code=ended.exit_code if outcome == "exit_code" else None,
-        signal=ended.signal if outcome == "signal" else None,
-        killed=pb.KillReason.Name(ended.killed).removeprefix("KILL_REASON_") if outcome == "killed" else None,
-        cpu_seconds=ended.cpu_seconds,
-        peak_memory_bytes=ended.peak_memory_bytes,
-        state_lost=ended.state_lost,
-        timings=timings,
-    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -36,42 +37,38 @@ class Files:
         self._owner = owner
         self._stub: file_pb2_grpc.FileServiceAsyncStub = file_pb2_grpc.FileServiceStub(channel)
 
-    async def write(self, path: str, data: bytes | str, *, mode: int | None = None) -> pb.FileInfo:
-        """Write a whole file atomically, with its parent directories."""
-        raw = data.encode() if isinstance(data, str) else data
-
-        async def chunks() -> AsyncIterator[bytes]:
-            for offset in range(0, len(raw), CHUNK_BYTES):
-                yield raw[offset : offset + CHUNK_BYTES]
-
-        return await self._write(path, chunks(), len(raw), mode)
+    async def write(self, path: str, data: bytes | str | IO[bytes], *, mode: int | None = None) -> pb.FileInfo:
+        """Write a whole file atomically, with its parent directories. An open file is read from where it stands."""
+        if isinstance(data, str):
+            data = data.encode()
+        if isinstance(data, bytes | bytearray | memoryview):
+            return await self._write(path, _slices(bytes(data)), mode=mode, size=len(data))
+        return await self._write(path, _blocks(data, None), mode=mode)
 
     async def upload(self, local: str | os.PathLike[str], path: str, progress: Progress | None = None) -> pb.FileInfo:
         """Copy a file there, with its permission bits. progress gets the bytes of each step. Raises OSError, too."""
-        source = Path(local)
+        with Path(local).open("rb") as file:  # noqa: ASYNC230
+            stat = os.fstat(file.fileno())
+            mode, size = stat.st_mode & 0o777, stat.st_size
+            return await self._write(path, _blocks(file, progress), mode=mode, size=size)
 
-        async def chunks() -> AsyncIterator[bytes]:
-            with source.open("rb") as file:  # noqa: ASYNC230
-                while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                    yield data
-                    if progress is not None:
-                        progress(len(data))
-
-        stat = source.stat()
-        return await self._write(path, chunks(), stat.st_size, stat.st_mode & 0o777)
-
-    async def _write(self, path: str, chunks: AsyncIterator[bytes], size: int, mode: int | None) -> pb.FileInfo:
+    async def _write(
+        self, path: str, chunks: AsyncIterator[bytes], *, mode: int | None, size: int | None = None
+    ) -> pb.FileInfo:
         digest = hashlib.sha256()
         header = pb.WriteFileHeader(session=self._owner.ref(), path=path, mode=mode, make_parents=True, size_bytes=size)
-
-        async def requests() -> AsyncIterator[pb.WriteFileRequest]:
-            yield pb.WriteFileRequest(header=header)
-            async for data in chunks:
-                digest.update(data)
-                yield pb.WriteFileRequest(data=data)
-
-        with mapped():
-            response = await self._stub.Write(requests())
+        call = self._stub.Write()
+        try:
+            with mapped(), suppress(asyncio.InvalidStateError):  # it has ended already: awaiting it says how
+                await call.write(pb.WriteFileRequest(header=header))
+                async for data in chunks:
+                    digest.update(data)
+                    await call.write(pb.WriteFileRequest(data=data))
+                await call.done_writing()
+            with mapped():
+                response = await call
+        finally:
+            call.cancel()  # what breaks off leaves nothing there
         self._owner.bind(response.session)
         if response.sha256 != digest.digest():
             raise DataLoss("what was written is not what was sent", reason="CHECKSUM_MISMATCH")
@@ -93,24 +90,29 @@ class Files:
             part.unlink(missing_ok=True)
 
     async def _copy(self, path: str, file: IO[bytes], progress: Progress | None) -> None:
-        async for data in self.chunks(path):
-            await asyncio.to_thread(file.write, data)
-            if progress is not None:
-                progress(len(data))
+        async with aclosing(self.chunks(path)) as chunks:
+            async for data in chunks:
+                await asyncio.to_thread(file.write, data)
+                if progress is not None:
+                    progress(len(data))
 
-    async def chunks(self, path: str, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+    async def chunks(self, path: str, *, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         """A file or a part of it as it arrives. Raises DataLoss at the end if a byte is not what was sent."""
         digest, expected = hashlib.sha256(), None
         request = pb.ReadFileRequest(session=self._owner.ref(), path=path, offset=offset, length=length)
-        with mapped():
-            async for message in self._stub.Read(request):
-                if message.HasField("info"):
-                    self._owner.bind(message.info.session)
-                elif message.HasField("end"):
-                    expected = message.end.sha256
-                else:
-                    digest.update(message.data)
-                    yield message.data
+        call = self._stub.Read(request)
+        try:
+            with mapped():
+                async for message in call:
+                    if message.HasField("info"):
+                        self._owner.bind(message.info.session)
+                    elif message.HasField("end"):
+                        expected = message.end.sha256
+                    else:
+                        digest.update(message.data)
+                        yield message.data
+        finally:
+            call.cancel()
         if expected != digest.digest():
             raise DataLoss("what arrived is not what was sent", reason="CHECKSUM_MISMATCH")
 
@@ -151,3 +153,15 @@ class Files:
             response = await self._stub.MakeDir(pb.MakeDirRequest(session=self._owner.ref(), path=path))
         self._owner.bind(response.session)
         return response.file
+
+
+async def _slices(data: bytes) -> AsyncIterator[bytes]:
+    for offset in range(0, len(data), CHUNK_BYTES):
+        yield data[offset : offset + CHUNK_BYTES]
+
+
+async def _blocks(file: IO[bytes], progress: Progress | None) -> AsyncIterator[bytes]:
+    while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+        yield data
+        if progress is not None:
+            progress(len(data))

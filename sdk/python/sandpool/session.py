@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import codecs
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import grpc
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING, Unpack
 
 from sandpool import events
-from sandpool.errors import SessionEnded, from_grpc, mapped
+from sandpool.errors import SessionEnded, mapped
+from sandpool.execution import Events, Options, Request, Sink, gather, new_request, stream
 from sandpool.files import Files
 from sandpool.v1 import execution_pb2 as pb
-from sandpool.v1 import session_pb2
+from sandpool.v1 import file_pb2, session_pb2
 
 if TYPE_CHECKING:
     from sandpool.aio import AsyncClient
-
-# A stream that broke with the connection to sandpool goes on where it was, if that comes back within about this.
-RESUME_TRIES, RESUME_SECONDS = 12, 0.25
-Sink = Callable[[bytes], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run something. timeout: seconds of the run; the service's default is 220. cwd: of a command."""
-
-    timeout: float | None = None
-    env: Mapping[str, str] | None = None
-    cwd: str = ""
-    stdin: bytes = b""
-    execution_id: str = ""
-    background: bool = False
-    keep_stdin_open: bool = False
-    output_limit_bytes: int = 0
 
 
 class AsyncSession:
@@ -64,15 +42,15 @@ class AsyncSession:
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def stream(self, source: str, **fields: Any) -> AsyncIterator[events.Event]:
-        """Run Python code; its events as they happen. fields: as Options. Raises SandpoolError."""
-        request = self._request(fields)
+    def stream(self, source: str, **options: Unpack[Options]) -> Events:
+        """Run Python code; its events as they happen. Raises SandpoolError."""
+        request = self._request(options)
         request.code.source = source
         return self._events(request)
 
-    def stream_command(self, command: Sequence[str] | str, **fields: Any) -> AsyncIterator[events.Event]:
+    def stream_command(self, command: Sequence[str] | str, **options: Unpack[Options]) -> Events:
         """Run a command (a list: program and arguments; a string: for the shell); its events as they happen."""
-        request = self._request(fields)
+        request = self._request(options)
         if isinstance(command, str):
             request.command.shell = command
         else:
@@ -80,10 +58,15 @@ class AsyncSession:
         return self._events(request)
 
     async def run(
-        self, source: str, *, on_stdout: Sink | None = None, on_stderr: Sink | None = None, **fields: Any
+        self,
+        source: str,
+        *,
+        on_stdout: Sink | None = None,
+        on_stderr: Sink | None = None,
+        **options: Unpack[Options],
     ) -> events.Result:
-        """Run Python code to its end. fields: as Options. A program that fails is a Result, not an exception."""
-        return await _gather(self.stream(source, **fields), on_stdout, on_stderr)
+        """Run Python code to its end. A program that fails is a Result, not an exception."""
+        return await gather(self.stream(source, **options), on_stdout, on_stderr)
 
     async def exec(
         self,
@@ -91,12 +74,12 @@ class AsyncSession:
         *,
         on_stdout: Sink | None = None,
         on_stderr: Sink | None = None,
-        **fields: Any,
+        **options: Unpack[Options],
     ) -> events.Result:
-        """Run a command to its end. fields: as Options."""
-        return await _gather(self.stream_command(command, **fields), on_stdout, on_stderr)
+        """Run a command to its end."""
+        return await gather(self.stream_command(command, **options), on_stdout, on_stderr)
 
-    def attach(self, execution_id: str, position: int = 0) -> AsyncIterator[events.Event]:
+    def attach(self, execution_id: str, position: int = 0) -> Events:
         """The events of an execution, running or ended, from a position of its output."""
         return self._events(pb.AttachRequest(session=self.ref(), execution_id=execution_id, position=position))
 
@@ -118,49 +101,31 @@ class AsyncSession:
             request = pb.InputRequest(session=self.ref(), execution_id=execution_id, data=data, end=end)
             await self._client.executions.Input(request)
 
-    def _request(self, fields: dict[str, Any]) -> pb.ExecuteRequest:
-        given = Options(**fields)
-        request = pb.ExecuteRequest(
-            session=self.ref(),
-            # Chosen here, so that a repeat after a broken connection never runs twice.
-            execution_id=given.execution_id or os.urandom(10).hex(),
-            env=given.env or {},
-            cwd=given.cwd,
-            stdin=given.stdin,
-            background=given.background,
-            keep_stdin_open=given.keep_stdin_open,
-            output_limit_bytes=given.output_limit_bytes,
-        )
-        if given.timeout is not None:
-            request.timeout.FromNanoseconds(int(given.timeout * 1e9))
-        return request
+    def _request(self, options: Options) -> pb.ExecuteRequest:
+        return new_request(self.ref(), options)
 
-    async def _events(self, request: pb.ExecuteRequest | pb.AttachRequest) -> AsyncIterator[events.Event]:
-        decoder, failures, started = events.Decoder(), 0, False
-        while True:
-            try:
-                execute, attach = self._client.executions.Execute, self._client.executions.Attach
-                call = execute(request) if isinstance(request, pb.ExecuteRequest) else attach(request)
-                async for message in call:
-                    failures = 0
-                    if message.HasField("started"):
-                        self.bind(message.started.session)
-                        if started:
-                            continue
-                        started = True
-                    event = decoder.decode(message)
-                    if event is not None:
-                        yield event
-                return
-            except grpc.aio.AioRpcError as error:
-                failures += 1
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or failures > RESUME_TRIES:
-                    raise from_grpc(error) from error
-            await asyncio.sleep(RESUME_SECONDS)
-            if started:
-                request = pb.AttachRequest(
-                    session=self.ref(), execution_id=request.execution_id, position=decoder.position
-                )
+    def _events(self, request: Request) -> Events:
+        return stream(self._client.executions, request, self.bind)
+
+    # -- files (more of them: .files) ------------------------------------------------------------------------------
+
+    async def write(self, path: str, data: bytes | str | os.PathLike[str] | IO[bytes]) -> file_pb2.FileInfo:
+        """Write a file atomically, with its parent directories: bytes, text, a local file or an open binary one."""
+        if isinstance(data, os.PathLike):
+            return await self.files.upload(data, path)
+        return await self.files.write(path, data)
+
+    async def read(self, path: str) -> bytes:
+        """A whole file."""
+        return await self.files.read(path)
+
+    async def upload(self, local: str | os.PathLike[str], path: str) -> file_pb2.FileInfo:
+        """Copy a local file there."""
+        return await self.files.upload(local, path)
+
+    async def download(self, path: str, local: str | os.PathLike[str]) -> None:
+        """Copy a file here."""
+        await self.files.download(path, local)
 
     # -- the session itself ----------------------------------------------------------------------------------------
 
@@ -184,32 +149,3 @@ class AsyncSession:
                 return (await self._client.sessions_stub.Stop(request)).stopped
         except SessionEnded:
             return False
-
-
-async def _gather(stream: AsyncIterator[events.Event], on_stdout: Sink | None, on_stderr: Sink | None) -> events.Result:
-    texts: dict[type, codecs.IncrementalDecoder] = {events.Stdout: codecs.getincrementaldecoder("utf-8")("replace")}
-    texts[events.Stderr] = codecs.getincrementaldecoder("utf-8")("replace")
-    parts: dict[type, list[str]] = {events.Stdout: [], events.Stderr: []}
-    sinks = {events.Stdout: on_stdout, events.Stderr: on_stderr}
-    started, ended, error = None, None, None
-    displays: list[events.Display] = []
-    gaps: list[events.Gap] = []
-    async for event in stream:
-        if isinstance(event, events.Stdout | events.Stderr):
-            parts[type(event)].append(texts[type(event)].decode(event.data))
-            sink = sinks[type(event)]
-            if sink is not None:
-                sink(event.data)
-        elif isinstance(event, events.Started):
-            started = event
-        elif isinstance(event, events.Display):
-            displays.append(event)
-        elif isinstance(event, events.Failure):
-            error = event
-        elif isinstance(event, events.Gap):
-            gaps.append(event)
-        else:
-            ended = event
-    assert started is not None and ended is not None, "the service always sends both"
-    stdout, stderr = ("".join(parts[kind]) + texts[kind].decode(b"", True) for kind in (events.Stdout, events.Stderr))
-    return events.Result(started, stdout, stderr, displays, error, gaps, ended)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar, Unpack
 
 from sandpool import events, files
 from sandpool.aio import AsyncClient
-from sandpool.session import AsyncSession, Sink
+from sandpool.execution import Options, Sink
+from sandpool.session import AsyncSession
 from sandpool.v1 import file_pb2, node_pb2, pool_pb2, session_pb2
 
 T = TypeVar("T")
+# Work that is interrupted gets this long to clean up.
+CANCEL_SECONDS = 5.0
 
 
 class _Bridge:
@@ -25,12 +28,28 @@ class _Bridge:
         self._thread = threading.Thread(target=self._loop.run_forever, name="sandpool", daemon=True)
         self._thread.start()
 
+    @property
+    def closed(self) -> bool:
+        return self._loop.is_closed()
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        if self.closed:
+            work.close()
+            raise RuntimeError("the client is closed")
+        over = threading.Event()
+
+        async def whole() -> T:
+            try:
+                return await work
+            finally:
+                over.set()
+
+        future = asyncio.run_coroutine_threadsafe(whole(), self._loop)
         try:
             return future.result()
-        except BaseException:  # Ctrl-C while we wait
+        except BaseException:  # of the work; or Ctrl-C while we wait, and then the work has to end first
             future.cancel()
+            over.wait(CANCEL_SECONDS)
             raise
 
     def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
@@ -44,15 +63,28 @@ class _Bridge:
             while (item := self.run(step())) is not end:
                 yield item  # type: ignore[misc]
         finally:
-            if hasattr(source, "aclose"):
-                self.run(source.aclose())
+            # close() has ended what is not over; whoever drops an iterator later gets no error from the collector.
+            if isinstance(source, AsyncGenerator) and not self.closed:
+                self.run(_close(source))
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.run_until_complete(_cancel_others())
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
+
+
+async def _close(source: AsyncGenerator[Any, None]) -> None:
+    await source.aclose()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 class Client:
@@ -77,9 +109,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection. Sessions go on."""
-        self._bridge.run(self._client.close())
-        self._bridge.close()
+        """Close the connection. Sessions go on. Idempotent."""
+        if not self._bridge.closed:
+            self._bridge.run(self._client.close())
+            self._bridge.close()
 
     def session(self, pool: str = "python", identifier: str | None = None, *, pin: bool = True) -> Session:
         """A session by name; a random one without."""
@@ -134,19 +167,19 @@ class Session:
         """Of the session that this object stands for; None before its first use."""
         return self._session.epoch
 
-    def stream(self, source: str, **fields: Any) -> Iterator[events.Event]:
+    def stream(self, source: str, **options: Unpack[Options]) -> Iterator[events.Event]:
         """Run Python code; its events as they happen."""
-        return self._bridge.iterate(self._session.stream(source, **fields))
+        return self._bridge.iterate(self._session.stream(source, **options))
 
-    def stream_command(self, command: Sequence[str] | str, **fields: Any) -> Iterator[events.Event]:
+    def stream_command(self, command: Sequence[str] | str, **options: Unpack[Options]) -> Iterator[events.Event]:
         """Run a command; its events as they happen."""
-        return self._bridge.iterate(self._session.stream_command(command, **fields))
+        return self._bridge.iterate(self._session.stream_command(command, **options))
 
     def run(
-        self, source: str, *, on_stdout: Sink | None = None, on_stderr: Sink | None = None, **fields: Any
+        self, source: str, *, on_stdout: Sink | None = None, on_stderr: Sink | None = None, **options: Unpack[Options]
     ) -> events.Result:
         """Run Python code to its end. The sinks are called on another thread."""
-        return self._bridge.run(self._session.run(source, on_stdout=on_stdout, on_stderr=on_stderr, **fields))
+        return self._bridge.run(self._session.run(source, on_stdout=on_stdout, on_stderr=on_stderr, **options))
 
     def exec(
         self,
@@ -154,10 +187,10 @@ class Session:
         *,
         on_stdout: Sink | None = None,
         on_stderr: Sink | None = None,
-        **fields: Any,
+        **options: Unpack[Options],
     ) -> events.Result:
         """Run a command to its end. The sinks are called on another thread."""
-        return self._bridge.run(self._session.exec(command, on_stdout=on_stdout, on_stderr=on_stderr, **fields))
+        return self._bridge.run(self._session.exec(command, on_stdout=on_stdout, on_stderr=on_stderr, **options))
 
     def attach(self, execution_id: str, position: int = 0) -> Iterator[events.Event]:
         """The events of an execution from a position."""
@@ -174,6 +207,22 @@ class Session:
     def input(self, execution_id: str, data: bytes, *, end: bool = False) -> None:
         """Write to standard input."""
         self._bridge.run(self._session.input(execution_id, data, end=end))
+
+    def write(self, path: str, data: bytes | str | os.PathLike[str] | IO[bytes]) -> file_pb2.FileInfo:
+        """Write a file: bytes, text, a local file or an open binary one."""
+        return self._bridge.run(self._session.write(path, data))
+
+    def read(self, path: str) -> bytes:
+        """A whole file."""
+        return self._bridge.run(self._session.read(path))
+
+    def upload(self, local: str | os.PathLike[str], path: str) -> file_pb2.FileInfo:
+        """Copy a local file there."""
+        return self._bridge.run(self._session.upload(local, path))
+
+    def download(self, path: str, local: str | os.PathLike[str]) -> None:
+        """Copy a file here."""
+        self._bridge.run(self._session.download(path, local))
 
     def ensure(self) -> session_pb2.SessionBinding:
         """Make the session if it is not there."""
@@ -194,7 +243,7 @@ class SessionFiles:
     def __init__(self, bridge: _Bridge, source: files.Files) -> None:
         self._bridge, self._files = bridge, source
 
-    def write(self, path: str, data: bytes | str, *, mode: int | None = None) -> file_pb2.FileInfo:
+    def write(self, path: str, data: bytes | str | IO[bytes], *, mode: int | None = None) -> file_pb2.FileInfo:
         """Write a whole file atomically."""
         return self._bridge.run(self._files.write(path, data, mode=mode))
 
