@@ -118,7 +118,8 @@ class CommandRun:
         """Wait for the end of a pipe, at the pace of the readers; not for a silent grandchild that keeps it open."""
         while not pump.closed.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(pump.closed.wait(), LINGER_SECONDS)
+                async with asyncio.timeout(LINGER_SECONDS):
+                    await pump.closed.wait()
                 return
             if self._execution.has_room():
                 return

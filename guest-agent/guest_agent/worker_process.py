@@ -147,7 +147,8 @@ class WorkerProcess:
         if not self.replies.at_eof():
             self.program.signal_leader(signal.SIGKILL)
         try:
-            await asyncio.wait_for(self.program.exited(), EXIT_SECONDS)
+            async with asyncio.timeout(EXIT_SECONDS):
+                await self.program.exited()
         except TimeoutError:
             self.program.signal_leader(signal.SIGKILL)  # it has only closed its pipe
             await self.program.exited()

@@ -44,6 +44,7 @@ IO = {"os", "socket", "subprocess", "time", "random", "secrets", "pathlib", "grp
 # subprocess: drivers, host resources, and processes of our own.
 MAY_START_PROCESSES = (
     "node_agent/drivers/",
+    "node_agent/image_process.py",
     "node_agent/tunnel_process.py",
     "guest_agent/command.py",
     "guest_agent/launch.py",
@@ -92,3 +93,9 @@ def test_imports_stay_inside_their_lines(package: str, name: str, path: Path) ->
 
 def test_every_pure_module_exists() -> None:
     assert set(PURE) <= {name for _, name, _ in ALL}
+
+
+@pytest.mark.parametrize(("package", "name", "path"), ALL, ids=[name for _, name, _ in ALL])
+def test_nobody_loses_a_cancellation(package: str, name: str, path: Path) -> None:
+    """Python 3.11's asyncio.wait_for swallows one that comes together with the result: asyncio.timeout does not."""
+    assert "asyncio.wait_for(" not in path.read_text()

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,12 @@ def _bind(server: grpc.aio.Server, address: str) -> str:
     except RuntimeError as error:
         raise ListenRefused(f"{address}: {error}") from error
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def say_ready(service: str, serving: Serving) -> None:
+    """The one line on stdout that whoever started us waits for; that may be nobody any more."""
+    with suppress(BrokenPipeError):
+        print("ready", service, *serving.addresses, flush=True)
 
 
 def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import fcntl
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -41,9 +42,9 @@ def choose(settings: Config) -> tuple[Vmm, ImageSource]:
     if settings.driver not in ("auto", "qemu"):
         raise config.ConfigError(f"setting 'driver': unknown driver {settings.driver!r}")
     from node_agent.drivers.qemu.driver import QemuVmm
-    from sandpool_image.build import build, make_scratch
+    from sandpool_image.build import make_scratch
 
-    return QemuVmm(), BuiltImages(settings.cache_dir, build, make_scratch)
+    return QemuVmm(), BuiltImages(settings.cache_dir, make_scratch)
 
 
 async def main_async(settings: Config, stopping: asyncio.Event) -> None:
@@ -60,14 +61,66 @@ async def main_async(settings: Config, stopping: asyncio.Event) -> None:
 
 
 async def _serve(settings: Config, stopping: asyncio.Event) -> None:
-    state, keys = settings.state_dir, settings.state_dir / "keys"
-    node_id = settings.node_id or read_or_make(state / "node_id.json", f"node-{os.urandom(5).hex()}")
-    vmm, images = choose(settings)
-    guests, journal = Guests(keys), Journal(state)
-    guests.install_key()
+    """Whatever happens after the tunnel is there: an embedded installation leaves nothing."""
+    state = settings.state_dir
     tunnel = TunnelProcess(state, settings.tunnel_listen)
+    guests, journal = Guests(state / "keys"), Journal(state)
+    guests.install_key()
     guests.tunnel_address = await tunnel.ensure()
     ledger = Ledger(host.capacity(state, settings.cpu_overcommit, settings.memory_bytes, settings.disk_bytes))
+    vmm, images = choose(settings)
+    templates = Templates(settings.cache_dir, vmm, images, quiesce_with(guests, journal))
+    agent = Agent(vmm, templates, guests, journal, ledger)
+    try:
+        templates.remove_unused()
+        await agent.recover()
+        node = await _describe(settings, vmm)
+        service = NodeAgentService(agent, templates, ledger, os.urandom(8).hex(), node)
+        await _answer(settings, stopping, service, tunnel, guests.tunnel_address)
+    finally:
+        if settings.destroy_on_exit:
+            await agent.destroy_all()
+            await tunnel.stop()
+        await agent.close()
+
+
+async def _answer(
+    settings: Config, stopping: asyncio.Event, service: NodeAgentService, tunnel: TunnelProcess, tunnel_address: str
+) -> None:
+    """Serve and stay registered until told to stop; then end every Watch."""
+    name = "sandpool.node.v1.NodeAgentService"
+    add = {name: lambda grpc_server: node_pb2_grpc.add_NodeAgentServiceServicer_to_server(service, grpc_server)}
+    async with server.serve(settings.listen, add) as serving:
+        request = pool_pb2.RegisterRequest(
+            node_id=service.node.node_id, agent_address=serving.addresses[0], tunnel_address=tunnel_address
+        )
+        tasks = [
+            asyncio.create_task(register_for_ever(settings.pool_manager, request, settings.state_dir / "keys")),
+            asyncio.create_task(_keep_tunnel(tunnel)),
+        ]
+        server.say_ready("node-agent", serving)
+        await stopping.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await service.close()
+
+
+async def _describe(settings: Config, vmm: Vmm) -> node_pb2.Node:
+    """Everything of Node but its state and numbers."""
+    acceleration = await vmm.probe()
+    stored = read_or_make(settings.state_dir / "node_id.json", f"node-{os.urandom(5).hex()}")
+    return node_pb2.Node(
+        node_id=settings.node_id or stored,
+        driver=vmm.name,
+        acceleration=acceleration.name,
+        acceleration_detail=acceleration.detail,
+        version=version("sandpool"),
+    )
+
+
+def quiesce_with(guests: Guests, journal: Journal) -> Callable[[GuestAddress], Awaitable[None]]:
+    """What gets the VM of a template ready to be frozen: reached through the tunnel under a name of its own."""
 
     async def quiesce(address: GuestAddress) -> None:
         vm_id = f"build-{os.urandom(8).hex()}"
@@ -81,44 +134,7 @@ async def _serve(settings: Config, stopping: asyncio.Event) -> None:
         finally:
             journal.bury_directory(directory)
 
-    templates = Templates(settings.cache_dir, vmm, images, quiesce)
-    templates.remove_unused()
-    agent = Agent(vmm, templates, guests, journal, ledger)
-    await agent.recover()
-    acceleration = await vmm.probe()
-
-    def describe() -> node_pb2.Node:
-        return node_pb2.Node(
-            node_id=node_id,
-            driver=vmm.name,
-            acceleration=acceleration.name,
-            acceleration_detail=acceleration.detail,
-            vms=sum(1 for directory in journal.vms.iterdir() if directory.name[:6] != "build-"),
-            version=version("sandpool"),
-        )
-
-    service = NodeAgentService(agent, templates, ledger, os.urandom(8).hex(), describe)
-    name = "sandpool.node.v1.NodeAgentService"
-    add = {name: lambda grpc_server: node_pb2_grpc.add_NodeAgentServiceServicer_to_server(service, grpc_server)}
-    async with server.serve(settings.listen, add) as serving:
-        print("ready node-agent", *serving.addresses, flush=True)
-        request = pool_pb2.RegisterRequest(
-            node_id=node_id, agent_address=serving.addresses[0], tunnel_address=guests.tunnel_address
-        )
-        tasks = [
-            asyncio.create_task(register_for_ever(settings.pool_manager, request, keys)),
-            asyncio.create_task(_keep_tunnel(tunnel)),
-        ]
-        await stopping.wait()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if settings.destroy_on_exit:
-            await agent.destroy_all()
-        agent.changes.close()
-    await agent.close()
-    if settings.destroy_on_exit:
-        await tunnel.stop()
+    return quiesce
 
 
 async def _keep_tunnel(tunnel: TunnelProcess) -> None:

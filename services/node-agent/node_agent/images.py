@@ -4,51 +4,34 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
+from node_agent.image_process import build
 from node_agent.vmm import CloneFailed, Image, MachineSpec
 
 Progress = Callable[[str, float], None]
 BUILTIN = "python"
 
 
-class Files(Protocol):
-    """What an image builder answers."""
-
-    @property
-    def kernel(self) -> Path:
-        """A file."""
-
-    @property
-    def initramfs(self) -> Path:
-        """A file."""
-
-    @property
-    def root(self) -> Path:
-        """A file."""
-
-    @property
-    def image_id(self) -> str:
-        """Content address."""
-
-
 @dataclass(frozen=True)
 class BuiltImages:
-    """Images of the image builder. build and make_scratch block and raise RuntimeError when a step fails."""
+    """Images of the image builder, which runs as a process: it takes minutes and can be ended at any moment.
+
+    make_scratch blocks and raises RuntimeError when it fails.
+    """
 
     cache_dir: Path
-    build: Callable[[Path, Progress], Files]
     make_scratch: Callable[[Path, int], None]
 
     async def image(self, name: str, machine: MachineSpec, work: Path, progress: Progress) -> Image:
         """Raises LookupError, CloneFailed."""
         _check(name)
         try:
-            files = await asyncio.to_thread(self.build, self.cache_dir, progress)
+            directory = await build(self.cache_dir, progress)
             await asyncio.to_thread(self.make_scratch, work / "scratch", machine.disk_bytes)
         except (OSError, RuntimeError) as error:
             raise CloneFailed(f"guest image: {error}") from error
-        return Image(files.kernel, files.initramfs, files.root, work / "scratch", files.image_id)
+        files = (directory / "vmlinux", directory / "initramfs", directory / "root.erofs")
+        return Image(*files, work / "scratch", directory.name)
 
 
 class NoImages:

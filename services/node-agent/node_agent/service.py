@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from node_agent import host
@@ -27,7 +27,7 @@ Context = Any
 
 
 class NodeAgentService(node_pb2_grpc.NodeAgentServiceServicer):
-    """In front of one Agent. describe gives everything of Node but its state and numbers."""
+    """In front of one Agent. node has everything of Node but its state and numbers."""
 
     def __init__(
         self,
@@ -35,10 +35,10 @@ class NodeAgentService(node_pb2_grpc.NodeAgentServiceServicer):
         templates: Templates,
         ledger: Ledger,
         agent_instance: str,
-        describe: Callable[[], node_pb2.Node],
+        node: node_pb2.Node,
     ) -> None:
         self._agent, self._templates, self._ledger = agent, templates, ledger
-        self._agent_instance, self._describe = agent_instance, describe
+        self._agent_instance, self.node = agent_instance, node
         self._builds: dict[str, _Build] = {}
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
@@ -61,7 +61,7 @@ class NodeAgentService(node_pb2_grpc.NodeAgentServiceServicer):
         async for progress in build.progress():
             yield pb.BuildTemplateResponse(progress=progress)
         try:
-            template = build.task.result()
+            template = await build.task
         except LookupError as error:
             raise InvalidArgument("UNKNOWN_IMAGE", str(error), field="source.builtin") from error
         except CloneFailed as error:
@@ -82,8 +82,17 @@ class NodeAgentService(node_pb2_grpc.NodeAgentServiceServicer):
         only = request.only_if_idle_for if request.HasField("only_if_idle_for") else None
         return await self._agent.destroy(request.vm_id, only, request.reason)
 
+    async def close(self) -> None:
+        """End every build and every Watch: the agent stops."""
+        builds = [build.task for build in self._builds.values()]
+        for task in builds:
+            task.cancel()
+        await asyncio.gather(*builds, return_exceptions=True)
+        self._agent.changes.close()
+
     def _snapshot(self) -> pb.NodeSnapshot:
-        node = self._describe()
+        node = node_pb2.Node()
+        node.CopyFrom(self.node)
         node.capacity.CopyFrom(_amount(self._ledger.capacity))
         node.reserved.CopyFrom(_amount(self._ledger.reserved))
         return pb.NodeSnapshot(

@@ -43,7 +43,8 @@ class Changes:
             yield pb.WatchResponse(snapshot=snapshot(), sequence=self._sequence)
             while True:
                 try:
-                    change: pb.WatchResponse | None = await asyncio.wait_for(queue.get(), HEARTBEAT_SECONDS)
+                    async with asyncio.timeout(HEARTBEAT_SECONDS):
+                        change: pb.WatchResponse | None = await queue.get()
                 except TimeoutError:
                     change = pb.WatchResponse(heartbeat=heartbeat(), sequence=self._sequence)
                 if change is None:

@@ -52,7 +52,7 @@ async def main_async(settings: Config, stopping: asyncio.Event) -> None:
     }
     try:
         async with server.serve(settings.listen, services) as serving:
-            print("ready pool-manager", *serving.addresses, flush=True)
+            server.say_ready("pool-manager", serving)
             await stopping.wait()
     finally:
         await fleet.close()

@@ -61,7 +61,8 @@ class Expiry:
             due = self._deadlines.next_due()
             self._earlier.clear()
             try:
-                await asyncio.wait_for(self._earlier.wait(), None if due is None else max(0.0, due - time.monotonic()))
+                async with asyncio.timeout(None if due is None else max(0.0, due - time.monotonic())):
+                    await self._earlier.wait()
             except TimeoutError:
                 continue
 

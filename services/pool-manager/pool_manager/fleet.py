@@ -152,7 +152,8 @@ class Fleet:
     async def reason_of(self, vm: Vm, default: Reason) -> Reason:
         """Why a VM that its node has destroyed has ended, as the node says."""
         try:
-            await asyncio.wait_for(vm.ended.wait(), REASON_SECONDS)
+            async with asyncio.timeout(REASON_SECONDS):
+                await vm.ended.wait()
         except TimeoutError:
             return default
         return vm.end_reason or default

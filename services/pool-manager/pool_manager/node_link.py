@@ -76,7 +76,8 @@ class NodeLink:
             sequence = None
             while True:
                 silence = SILENCE_SECONDS if sequence is not None else None
-                change = await asyncio.wait_for(call.read(), silence)
+                async with asyncio.timeout(silence):
+                    change = await call.read()
                 if not isinstance(change, pb.WatchResponse):  # the end of the stream
                     return
                 if sequence is not None and change.sequence != sequence + (change.WhichOneof("event") == "vm"):

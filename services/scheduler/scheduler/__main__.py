@@ -43,7 +43,7 @@ async def serving(settings: SchedulerConfig) -> AsyncIterator[server.Serving]:
 async def serve(settings: SchedulerConfig, stopping: asyncio.Event) -> None:
     """Serve until stopping is set, then drain."""
     async with serving(settings) as it:
-        print("ready scheduler", *it.addresses, flush=True)
+        server.say_ready("scheduler", it)
         await stopping.wait()
 
 

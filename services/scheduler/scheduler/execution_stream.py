@@ -72,7 +72,7 @@ async def events(
 
 
 def _attach(route: Route, check: StreamCheck, options: dict[str, Any]) -> Stream:
-    request = pb.AttachRequest(execution_id=check.execution_id, position=check.position)
+    request = pb.AttachRequest(execution_id=check.execution_id, position=check.resume_position)
     return route.executions.Attach(request, **options)
 
 

@@ -15,6 +15,7 @@ from scheduler.file_check import ReadCheck, check_written
 from scheduler.guest_check import GuestProtocolError
 from scheduler.routes import Route
 from scheduler.session_call import MIN_COOLDOWN_SECONDS, SessionCall
+from scheduler.upload_status import UploadStatus
 from service_kit import telemetry
 
 
@@ -52,6 +53,7 @@ async def write(
         route = await _settle(call)
         call.consumed = True
         stream = route.files.Write(timeout=call.seconds_left(), metadata=telemetry.outgoing())
+        status = UploadStatus(stream)
         try:
             with telemetry.stage("guest"):
                 whole = await _send(stream, first, messages)
@@ -63,7 +65,7 @@ async def write(
         except GuestProtocolError as error:
             raise await call.violated(error) from error
         except grpc.aio.AioRpcError as error:
-            await call.fail(error, repeatable=False)
+            await call.fail(status.unmask(error), repeatable=False)
             raise
         finally:
             stream.cancel()
@@ -101,6 +103,6 @@ async def _send(
             file_validation.check_data(message)
             await stream.write(message)
         await stream.done_writing()
-    except asyncio.InvalidStateError:  # grpcio's word for a call that has ended
+    except (asyncio.InvalidStateError, grpc.aio.AioRpcError):  # it has ended; its status says why
         return False
     return True

@@ -46,11 +46,17 @@ class StreamState(Enum):
 
 
 class StreamCheck:
-    """Checks the events of one client's stream. position: next_position of the last event that was admitted."""
+    """Checks the events of one client's stream.
+
+    position: next_position of the last event that was admitted. resume_position: where to attach after a cut. A guest
+    may say several gaps with the position after all of them: whoever attached there would miss the rest, so that is
+    before them.
+    """
 
     def __init__(self, execution_id: str, position: int) -> None:
         self.state = StreamState.AWAITED
         self.position = position
+        self.resume_position = position
         self.started = False
         self.execution_id = execution_id
         self._resumed = False
@@ -64,7 +70,7 @@ class StreamCheck:
         self._repeats = 0
 
     def resume(self) -> None:
-        """The stream was cut: the next one attaches at position."""
+        """The stream was cut: the next one attaches at resume_position."""
         if self.state is StreamState.STREAMING:
             self.state = StreamState.AWAITED
         self._resumed = True
@@ -78,10 +84,10 @@ class StreamCheck:
             raise GuestProtocolError("an event after the terminal one")
         if (kind == "started") != (self.state is StreamState.AWAITED):
             raise GuestProtocolError("started must come first, and once")
-        if event.next_position < self.position:
-            raise GuestProtocolError("next_position decreases")
         if kind == "started":
             return self._admit_started(event)
+        if event.next_position < self.position:
+            raise GuestProtocolError("next_position decreases")
         if self._repeats and self._is_repeat(event):
             return False
         if kind == "output":
@@ -98,7 +104,7 @@ class StreamCheck:
             self.state = StreamState.ENDED
         else:
             raise GuestProtocolError("an event of no kind")
-        self._move(event.next_position)
+        self._move(event.next_position, kind == "gap")
         return True
 
     def finish(self) -> None:
@@ -106,25 +112,23 @@ class StreamCheck:
         if self.state is not StreamState.ENDED:
             raise GuestProtocolError("the stream ended without a terminal event")
 
-    def _move(self, position: int) -> None:
+    def _move(self, position: int, gap: bool) -> None:
         if position > self.position:
             self.position, self._empty_here, self._repeats = position, 0, 0
-        else:
+        if not gap:
+            self.resume_position = position
             self._empty_here += 1
 
     def _is_repeat(self, event: pb.ExecutionEvent) -> bool:
-        """Whether a resumed guest says again what has no bytes, and so no position of its own."""
-        kind = event.WhichOneof("event")
-        empty = kind == "gap" or (kind == "result" and not event.result.data)
-        if not empty or event.next_position != self.position:
-            return False
-        self._repeats -= 1
-        return True
+        """Whether a resumed guest says again a result that has no bytes, and so no position of its own."""
+        repeat = event.HasField("result") and not event.result.data and event.next_position == self.position
+        self._repeats -= repeat
+        return repeat
 
     def _admit_started(self, event: pb.ExecutionEvent) -> bool:
         if event.started.execution_id != self.execution_id:
             raise GuestProtocolError("another execution_id than asked for")
-        if event.next_position != self.position:
+        if event.next_position != self.resume_position:
             raise GuestProtocolError("another position than asked for")
         self.state = StreamState.STREAMING
         repeated, self.started = self.started, True

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def as_json(findings: list[Finding]) -> list[dict[str, str]]:
 
 
 def _python() -> Finding:
-    return Finding("python", OK, platform.python_version())
+    return Finding("python", OK, f"{platform.python_version()} at {sys.executable}")
 
 
 def _qemu() -> Finding:
@@ -85,9 +86,7 @@ def _kvm() -> Finding:
 
 def _cloud_hypervisor() -> Finding:
     path = shutil.which("cloud-hypervisor")
-    if path is None:
-        return Finding("cloud-hypervisor", WARN, "not installed", "not used by this version yet", "QEMU")
-    return Finding("cloud-hypervisor", WARN, f"{path}: not used by this version yet", "", "QEMU")
+    return Finding("cloud-hypervisor", OK, f"{path or 'not installed'}; this version uses QEMU")
 
 
 def _tools() -> Finding:
@@ -137,7 +136,14 @@ def _disk() -> Finding:
 
 
 def _cgroups() -> Finding:
-    if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+    root, instead = Path("/sys/fs/cgroup"), "limits inside each VM, and its own size"
+    if not (root / "cgroup.controllers").exists():
         detail, remedy = "this host has cgroup v1", "boot with systemd.unified_cgroup_hierarchy=1"
-        return Finding("cgroups", WARN, detail, remedy, "limits inside each VM only")
-    return Finding("cgroups", OK, "version 2")
+        return Finding("cgroups", WARN, detail, remedy, instead)
+    own = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
+    controllers = (root / own / "cgroup.controllers").read_text().split() if (root / own).exists() else []
+    missing = {"cpu", "memory", "pids"} - set(controllers)
+    if missing or not os.access(root / own, os.W_OK):
+        remedy = "run it under systemd with Delegate=yes (systemd-run --user --scope -p Delegate=yes sandpool up)"
+        return Finding("cgroups", WARN, "version 2, not delegated to you", remedy, instead)
+    return Finding("cgroups", OK, "version 2, delegated")

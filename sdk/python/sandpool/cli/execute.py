@@ -7,22 +7,21 @@ import json
 import mimetypes
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from sandpool import events
 from sandpool.aio import AsyncClient
-from sandpool.errors import SandpoolError
+from sandpool.execution import Events
 from sandpool.session import AsyncSession
 
 # As in timeout(1) and shells.
-TIMED_OUT, KILLED, SIGNALLED = 124, 137, 128
+TIMED_OUT, KILLED, SIGNALLED, CANCELLED = 124, 137, 128, 130
 
 
-async def run(client: AsyncClient, session: AsyncSession, stream: AsyncIterator[events.Event], output: Output) -> int:
-    """To the end. The first Ctrl-C cancels the execution, the second one leaves it."""
+async def run(client: AsyncClient, session: AsyncSession, stream: Events, output: Output) -> int:
+    """To the end. The first Ctrl-C cancels the execution, the second one leaves it. Raises SandpoolError."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
     cancelling: list[asyncio.Task[bool]] = []
@@ -35,13 +34,17 @@ async def run(client: AsyncClient, session: AsyncSession, stream: AsyncIterator[
 
     loop.add_signal_handler(signal.SIGINT, interrupt)
     try:
-        async for event in stream:
-            output.show(event)
+        async with aclosing(stream):
+            async for event in stream:
+                output.show(event)
+    except BrokenPipeError:  # nobody reads: as a pipe would end it
+        await session.cancel(output.execution_id)
+        raise
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         for one in cancelling:
-            with suppress(SandpoolError):
-                await one
+            one.cancel()
+        await asyncio.gather(*cancelling, return_exceptions=True)
     return output.exit_code
 
 
@@ -86,9 +89,9 @@ class Output:
 
 
 def exit_code(ended: events.Ended) -> int:
-    """For a shell: the program's own, 128 + its signal, 124 after a timeout, 137 when we killed it."""
+    """For a shell: the program's own, 128 + its signal, 124 after a timeout, 130 cancelled, 137 else killed."""
     if ended.killed is not None:
-        return TIMED_OUT if ended.killed == "TIMEOUT" else KILLED
+        return {"TIMEOUT": TIMED_OUT, "CANCELLED": CANCELLED}.get(ended.killed, KILLED)
     if ended.signal is not None:
         return SIGNALLED + ended.signal
     return (ended.exit_code or 0) & 0xFF

@@ -10,12 +10,15 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 
 from sandpool.aio import AsyncClient
 from sandpool.cli.names import SessionName
+from sandpool.v1 import file_pb2
 
 Remote = tuple[SessionName, str]
 
 
-async def copy(client: AsyncClient, source: str, destination: str, here: Remote | None, there: Remote | None) -> None:
-    """From a local path to there, or from here (a session) to a local path. Raises SandpoolError, OSError."""
+async def copy(
+    client: AsyncClient, source: str, destination: str, here: Remote | None, there: Remote | None
+) -> file_pb2.FileInfo:
+    """From a local path to there, or from here (a session) to a local path; what was copied. Raises OSError, too."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         if there is not None:
@@ -24,12 +27,15 @@ async def copy(client: AsyncClient, source: str, destination: str, here: Remote 
             target = path + local.name if path == "" or path.endswith("/") else path
             task = bar.add_task("", total=local.stat().st_size)
             files = client.session(session.pool, session.identifier, pin=False).files
-            await files.upload(local, target, lambda count: bar.advance(task, count))
-        elif here is not None:
+            return await files.upload(local, target, lambda count: bar.advance(task, count))
+        if here is not None:
             session, path = here
             local = Path(destination)
             if local.is_dir():
                 local = local / PurePosixPath(path).name
             files = client.session(session.pool, session.identifier, pin=False).files
-            task = bar.add_task("", total=(await files.stat(path)).size_bytes)
+            found = await files.stat(path)
+            task = bar.add_task("", total=found.size_bytes)
             await files.download(path, local, lambda count: bar.advance(task, count))
+            return found
+    raise ValueError("one of the two is in a session")

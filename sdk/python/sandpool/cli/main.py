@@ -2,87 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-from google.protobuf import json_format
-from google.protobuf.message import Message
 
 from sandpool.cli import names
-from sandpool.errors import NotFound, SandpoolError, Unavailable
-
-EXIT_CODES = """
-Exit codes: of run and exec, the program's own; 1 after an exception, 124 after a timeout, 128+N ended by signal N, 137
-killed by us. Of sandpool itself: 2 wrong usage, 66 not found, 69 sandpool cannot be reached, 70 any other error.
-"""
+from sandpool.cli.invoke import EXIT_CODES, Group, as_dict, call, converted, gathered, show
+from sandpool.cli.pools import pool
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES)
-@click.option("--address", envvar="SANDPOOL_ADDRESS", help="Of sandpool.  [default: 127.0.0.1:7280]")
-@click.option("--json", "as_json", is_flag=True, help="Say everything in JSON.")
+@click.group(
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES
+)
 @click.version_option(package_name="sandpool")
-@click.pass_context
-def cli(context: click.Context, address: str | None, as_json: bool) -> None:
+def cli() -> None:
     """Warm pools of microVMs that run untrusted code."""
-    context.obj = {"address": address, "json": as_json}
-
-
-def call(context: click.Context, work: Callable[..., Coroutine[Any, Any, Any]]) -> Any:
-    """Run work(client) and turn errors into messages and exit codes."""
-    from sandpool.aio import AsyncClient
-
-    async def run() -> Any:
-        async with AsyncClient(context.obj["address"]) as client:
-            return await work(client)
-
-    try:
-        return asyncio.run(run())
-    except SandpoolError as error:
-        click.echo(f"sandpool: {error}", err=True)
-        sys.exit(66 if isinstance(error, NotFound) else 69 if isinstance(error, Unavailable) else 70)
-    except OSError as error:
-        click.echo(f"sandpool: {error}", err=True)
-        sys.exit(70)
-    except asyncio.CancelledError:
-        sys.exit(130)
-
-
-def converted(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """A callback that turns an option's text into a value."""
-
-    def callback(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Any:
-        try:
-            return None if text is None else parse(text)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from error
-
-    return callback
-
-
-def show(context: click.Context, messages: list[Message], header: str, line: Callable[[Any], str]) -> None:
-    """A table for people, or a JSON array."""
-    if context.obj["json"]:
-        dicts = [json_format.MessageToDict(message, preserving_proto_field_name=True) for message in messages]
-        click.echo(json.dumps(dicts, indent=2))
-        return
-    click.echo(header)
-    for message in messages:
-        click.echo(line(message))
 
 
 def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Of run and exec."""
     for option in (
-        click.option("--pool", default=names.DEFAULT_POOL, show_default=True),
-        click.option("--session", default=names.DEFAULT_SESSION, show_default=True, help="Identifier of the session."),
-        click.option("--timeout", callback=converted(names.parse_seconds), help="Of the program, for example 30s."),
         click.option("--env", multiple=True, metavar="NAME=VALUE", help="May be given several times."),
+        click.option("--timeout", callback=converted(names.parse_seconds), help="Of the program, for example 30s."),
+        click.option("--session", default=names.DEFAULT_SESSION, show_default=True, help="Identifier of the session."),
+        click.option("--pool", default=names.DEFAULT_POOL, show_default=True, help="Where a new session comes from."),
     ):
         command = option(command)
     return command
@@ -107,7 +55,7 @@ def environment(pairs: tuple[str, ...]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-@cli.command()
+@cli.command(epilog=EXIT_CODES)
 @click.argument("file", type=click.File("r", encoding="utf-8"), required=False)
 @click.option("-c", "code", help="The code itself.")
 @click.option("--save-results", type=click.Path(path_type=Path), help="Directory for pictures and other results.")
@@ -131,7 +79,7 @@ def run(
     execute(context, pool, session, save_results, lambda handle: handle.stream(source, **fields))
 
 
-@cli.command("exec")
+@cli.command("exec", epilog=EXIT_CODES, context_settings={"allow_interspersed_args": False})
 @click.argument("command", nargs=-1, required=True)
 @session_options
 @click.pass_context
@@ -162,7 +110,9 @@ def cp(context: click.Context, source: str, destination: str) -> None:
         raise click.UsageError(str(error)) from error
     if (there is None) == (here is None):
         raise click.UsageError("one of the two is a local path, the other [POOL/]SESSION:PATH")
-    call(context, lambda client: copy(client, source, destination, here, there))
+    copied = call(context, lambda client: copy(client, source, destination, here, there))
+    if context.obj["json"]:
+        click.echo(json.dumps(as_dict(copied), indent=2))
 
 
 @cli.command()
@@ -173,23 +123,22 @@ def cp(context: click.Context, source: str, destination: str) -> None:
 def ls(context: click.Context, target: str | None, pool: str, recursive: bool) -> None:
     """The sessions of a pool, or the files of a session named [POOL/]SESSION:[PATH]."""
     if target is None:
-        sessions = call(context, lambda client: _all(client.sessions(pool)))
+        sessions = call(context, lambda client: gathered(client.sessions(pool)))
         line = lambda one: f"{one.identifier:32} {one.epoch:>8}  {one.vm_id}  {one.node_id}"  # noqa: E731
         show(context, sessions, f"{'SESSION':32} {'EPOCH':>8}  {'VM':26}  NODE", line)
         return
-    remote = names.parse_remote(target if ":" in target else target + ":")
+    try:
+        remote = names.parse_remote(target if ":" in target else target + ":")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     if remote is None:
-        raise click.UsageError("[POOL/]SESSION:[PATH] is expected")
+        raise click.UsageError(f"{target!r}: [POOL/]SESSION:[PATH] is expected")
     session, path = remote
     files = call(
         context,
-        lambda client: _all(client.session(session.pool, session.identifier).files.list(path, recursive=recursive)),
+        lambda client: gathered(client.session(session.pool, session.identifier).files.list(path, recursive=recursive)),
     )
     show(context, files, f"{'SIZE':>10}  PATH", lambda one: f"{names.human_bytes(one.size_bytes):>10}  {one.path}")
-
-
-async def _all(items: Any) -> list[Any]:
-    return [item async for item in items]
 
 
 @cli.command()
@@ -221,7 +170,7 @@ def nodes(context: click.Context) -> None:
             f"\n    {node.acceleration_detail}"
         )
 
-    found = call(context, lambda client: _all(client.nodes()))
+    found = call(context, lambda client: gathered(client.nodes()))
     show(context, found, f"{'NODE':20} {'STATE':12} {'DRIVER':6} {'RUNS ON':10} {'VMS':>4}  MEMORY", line)
 
 
@@ -247,7 +196,7 @@ def doctor(context: click.Context) -> None:
     sys.exit(1 if any(finding.status == checks.MISSING for finding in findings) else 0)
 
 
-@cli.command()
+@cli.command(cls=click.Command)
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -272,9 +221,9 @@ def up(state_dir: Path, cache_dir: Path, listen: str, ready_target: int, default
     sys.exit(run(options))
 
 
+cli.add_command(pool)
+
+
 def main() -> None:
     """Entry point."""
-    from sandpool.cli.pools import pool
-
-    cli.add_command(pool)
     cli(prog_name="sandpool")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
 
 from sandpool.cli import names
-from sandpool.cli.main import _all, call, converted, show
+from sandpool.cli.invoke import Group, call, converted, gathered, show, show_one
 from sandpool.v1 import pool_pb2
 
+COUNT = click.IntRange(0, 2**32 - 1)
 HEADER = f"{'POOL':24} {'STATE':9} {'WARM':>6} {'COMING':>6} {'IN USE':>6} {'WAITING':>7}"
 
 
-@click.group()
+@click.group(cls=Group)
 def pool() -> None:
     """Pools and their settings."""
 
@@ -21,14 +23,14 @@ def pool() -> None:
 def settings(command: Any) -> Any:
     """Options of create and update."""
     for option in (
-        click.option("--ready-target", type=int, help="VMs kept warm: 0 to 1000."),
-        click.option("--max-sessions", type=int),
-        click.option("--cooldown", callback=converted(names.parse_seconds), help="Idle time of a session, e.g. 5m."),
-        click.option("--max-lifetime", callback=converted(names.parse_seconds), help="Of a session, e.g. 24h."),
-        click.option("--vcpus", type=int),
-        click.option("--memory", callback=converted(names.parse_bytes), help="Of a VM, e.g. 512MiB."),
+        click.option("--max-processes", type=COUNT, help="Of user code, threads included."),
         click.option("--disk", callback=converted(names.parse_bytes), help="Of a VM, e.g. 2GiB."),
-        click.option("--max-processes", type=int),
+        click.option("--memory", callback=converted(names.parse_bytes), help="Of a VM, e.g. 512MiB."),
+        click.option("--vcpus", type=COUNT, help="Of a VM: 1 to 32."),
+        click.option("--max-lifetime", callback=converted(names.parse_seconds), help="Of a session, e.g. 24h."),
+        click.option("--cooldown", callback=converted(names.parse_seconds), help="Idle time of a session, e.g. 5m."),
+        click.option("--max-sessions", type=COUNT, help="At a time."),
+        click.option("--ready-target", type=COUNT, help="VMs kept warm: 0 to 1000."),
     ):
         command = option(command)
     return command
@@ -69,7 +71,7 @@ def line(one: pool_pb2.Pool) -> str:
 def create(context: click.Context, /, name: str, **values: Any) -> None:
     """Make a pool; repeating it with the same settings is fine."""
     spec, _ = spec_of(values)
-    show(context, [call(context, lambda client: client.pools.create(name, spec))], HEADER, line)
+    show_one(context, call(context, lambda client: client.pools.create(name, spec)), HEADER, line)
 
 
 @pool.command()
@@ -81,14 +83,14 @@ def update(context: click.Context, /, name: str, **values: Any) -> None:
     spec, paths = spec_of(values)
     if not paths:
         raise click.UsageError("nothing to change was given")
-    show(context, [call(context, lambda client: client.pools.update(name, spec, *paths))], HEADER, line)
+    show_one(context, call(context, lambda client: client.pools.update(name, spec, *paths)), HEADER, line)
 
 
 @pool.command("list")
 @click.pass_context
 def list_(context: click.Context) -> None:
     """Every pool."""
-    show(context, call(context, lambda client: _all(client.pools.list())), HEADER, line)
+    show(context, call(context, lambda client: gathered(client.pools.list())), HEADER, line)
 
 
 @pool.command("show")
@@ -97,7 +99,7 @@ def list_(context: click.Context) -> None:
 def show_(context: click.Context, name: str) -> None:
     """One pool with all its settings."""
     found = call(context, lambda client: client.pools.get(name))
-    show(context, [found], HEADER, lambda one: f"{line(one)}\n{one.spec}")
+    show_one(context, found, HEADER, lambda one: f"{line(one)}\n{one.spec}")
 
 
 @pool.command()
@@ -107,3 +109,4 @@ def show_(context: click.Context, name: str) -> None:
 def delete(context: click.Context, name: str, force: bool) -> None:
     """No new sessions from now on; the pool is gone with its last VM."""
     call(context, lambda client: client.pools.delete(name, force=force))
+    click.echo(json.dumps({"deleted": name}) if context.obj["json"] else f"{name} is being deleted")

@@ -71,7 +71,8 @@ class Supervisor:
         service.started_at = asyncio.get_running_loop().time()
         assert service.process.stdout is not None
         try:
-            words = (await asyncio.wait_for(service.process.stdout.readline(), READY_SECONDS)).decode().split()
+            async with asyncio.timeout(READY_SECONDS):
+                words = (await service.process.stdout.readline()).decode().split()
         except TimeoutError:
             words = []
         if words[:2] != ["ready", service.name]:
@@ -133,7 +134,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError):
             process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
         except TimeoutError:
             process.kill()
     await process.wait()

@@ -19,6 +19,8 @@ from sandpool.cli.supervisor import Service, StartFailed, Supervisor
 from sandpool.v1 import pool_pb2, pool_pb2_grpc
 
 POLL_SECONDS = 0.2
+# A unix socket's path has at most 107 bytes; the longest one is below node/vms/ and the 26 characters of a VM's id.
+MAX_STATE_DIR_BYTES = 60
 
 
 class CannotRun(Exception):
@@ -67,7 +69,12 @@ def services(options: Options) -> list[Service]:
 @contextmanager
 def _only_one(state_dir: Path) -> Iterator[None]:
     """Raises CannotRun with the pid of the one that runs."""
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if len(os.fsencode(state_dir)) > MAX_STATE_DIR_BYTES:
+        raise CannotRun(f"{state_dir} is too long for the sockets below it: at most {MAX_STATE_DIR_BYTES} bytes")
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotRun(f"the state directory cannot be made: {error}") from error
     (state_dir / "run").mkdir(mode=0o700, exist_ok=True)
     with (state_dir / "lock").open("a+") as file:
         try:
@@ -151,7 +158,13 @@ async def _make_pool(address: str, ready_target: int, console: Console) -> None:
 async def _wait_until_warm(stub: pool_pb2_grpc.PoolServiceAsyncStub, say: Callable[[str], None]) -> None:
     said = ""
     while True:
-        pool = (await stub.Get(pool_pb2.GetPoolRequest(name="python"))).pool
+        try:
+            pool = (await stub.Get(pool_pb2.GetPoolRequest(name="python"), wait_for_ready=True)).pool
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:  # else a service is being started again
+                raise StartFailed(f"the pool cannot be read: {error.details()}") from error
+            await asyncio.sleep(POLL_SECONDS)
+            continue
         if pool.counts.warm or pool.counts.assigned or pool.spec.ready_target == 0:
             return
         text = "; ".join(condition.message for condition in pool.conditions) or "warming the first VM"
