@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 MIN_MEMORY_BYTES, MIN_DISK_BYTES = 2 << 30, 8 << 30
+CACHE = Path.home() / ".cache" / "sandpool"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Command: the package that has it.
 TOOLS = {
     "mmdebstrap": "mmdebstrap",
@@ -22,6 +26,8 @@ TOOLS = {
     "zstd": "zstd",
     "xz": "xz-utils",
     "newuidmap": "uidmap",
+    "busybox": "busybox-static",
+    "depmod": "kmod",
 }
 
 
@@ -79,9 +85,20 @@ def _kvm() -> Finding:
     if not os.access(device, os.R_OK | os.W_OK):
         remedy = "add your user to the group kvm and log in again"
         return Finding("kvm", WARN, "no permission for /dev/kvm", remedy, instead)
-    return Finding(
-        "kvm", OK, "/dev/kvm is there; the node agent proves it by a boot before it is used (sandpool nodes)"
-    )
+    name, detail = _verdict()
+    if name and name != "kvm":
+        return Finding("kvm", WARN, detail, "see why a guest does not boot here: sandpool nodes", instead)
+    proven = "proven by a boot" if name else "proven by a boot before it is used"
+    return Finding("kvm", OK, f"/dev/kvm is there; {proven}")
+
+
+def _verdict() -> tuple[str, str]:
+    """What the node agent found on this host since it was booted: name and detail, or twice nothing."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        kept = json.loads((CACHE / "acceleration.json").read_text())
+        if kept["key"][0] == BOOT_ID.read_text().strip():
+            return str(kept["name"]), str(kept["detail"])
+    return "", ""
 
 
 def _cloud_hypervisor() -> Finding:
@@ -126,8 +143,7 @@ def _memory() -> Finding:
 
 
 def _disk() -> Finding:
-    cache = Path.home() / ".cache"
-    place = cache if cache.exists() else Path.home()
+    place = next(path for path in (CACHE, *CACHE.parents) if path.exists())
     free = shutil.disk_usage(place).free
     detail = f"{free / 2**30:.1f} GiB free at {place}"
     if free < MIN_DISK_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import mimetypes
 import signal
@@ -98,12 +99,18 @@ def exit_code(ended: events.Ended) -> int:
 
 
 def as_json(event: events.Event) -> dict[str, Any]:
-    """One line of --json. Bytes as text, what is not UTF-8 as U+FFFD."""
-    values = {
-        name: value.decode(errors="replace") if isinstance(value, bytes) else value
-        for name, value in vars(event).items()
-    }
+    """One line of --json. Output as text, what is not UTF-8 as U+FFFD; results that are no text as data_base64."""
+    values = dict(vars(event))
+    data = values.get("data")
+    if isinstance(event, events.Display) and not _is_text(event.mime_type):
+        values["data_base64"] = base64.b64encode(values.pop("data")).decode()
+    elif isinstance(data, bytes):
+        values["data"] = data.decode(errors="replace")
     return {"event": type(event).__name__.lower(), **values}
+
+
+def _is_text(mime_type: str) -> bool:
+    return mime_type.startswith("text/") or mime_type.endswith(("json", "+xml", "/javascript"))
 
 
 def _say_how(ended: events.Ended) -> None:
