@@ -66,7 +66,7 @@ class StreamCheck:
         self._results: dict[tuple[int, str], int] = {}
         self._results_known = position == 0
         self._failed = False
-        self._empty_here = 0  # admitted events without payload at this position: a resumed guest says them again
+        self._empty_here = 0  # admitted results without bytes at this position: a resumed guest says them again
         self._repeats = 0
 
     def resume(self) -> None:
@@ -104,7 +104,7 @@ class StreamCheck:
             self.state = StreamState.ENDED
         else:
             raise GuestProtocolError("an event of no kind")
-        self._move(event.next_position, kind == "gap")
+        self._move(event, kind)
         return True
 
     def finish(self) -> None:
@@ -112,18 +112,21 @@ class StreamCheck:
         if self.state is not StreamState.ENDED:
             raise GuestProtocolError("the stream ended without a terminal event")
 
-    def _move(self, position: int, gap: bool) -> None:
+    def _move(self, event: pb.ExecutionEvent, kind: str) -> None:
+        position = event.next_position
         if position > self.position:
             self.position, self._empty_here, self._repeats = position, 0, 0
-        if not gap:
-            self.resume_position = position
+        elif kind == "result":
             self._empty_here += 1
+        if kind != "gap":
+            self.resume_position = position
 
     def _is_repeat(self, event: pb.ExecutionEvent) -> bool:
         """Whether a resumed guest says again a result that has no bytes, and so no position of its own."""
-        repeat = event.HasField("result") and not event.result.data and event.next_position == self.position
-        self._repeats -= repeat
-        return repeat
+        if not event.HasField("result") or event.result.data or event.next_position != self.position:
+            return False
+        self._repeats -= 1
+        return True
 
     def _admit_started(self, event: pb.ExecutionEvent) -> bool:
         if event.started.execution_id != self.execution_id:

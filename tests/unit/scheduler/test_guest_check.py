@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guest_agent.execution import _events_of
-from guest_agent.output import OutputLog, Reader
+from guest_agent.output import ITEM_BYTES, OutputLog, Reader
 from sandpool.v1 import execution_pb2 as pb
 from sandpool.v1 import file_pb2
 from scheduler.file_check import ReadCheck, check_info, check_written
@@ -160,6 +160,15 @@ def test_what_was_had_before_a_cut_is_not_said_again() -> None:
     assert admit_all(check, again) == [False, False, True, False, True]
 
 
+def test_several_gaps_are_not_lost_by_a_cut_between_them() -> None:
+    check = StreamCheck("a", 0)
+    admit_all(check, [started(), output(0, b"ab", 2), gap(9, 2, 5)])
+    check.resume()
+    again = [started(2), gap(9, 0, 5), gap(9, 0, 4, stream=STDERR), output(4, b"x", 10, STDERR), output(5, b"x", 11)]
+    assert admit_all(check, again) == [False, False, True, True, True]
+    assert check.resume_position == check.position == 11
+
+
 def test_a_gap_that_begins_early_is_cut_to_what_is_new() -> None:
     check = StreamCheck("a", 0)
     admit_all(check, [started(), output(0, b"ab", 2)])
@@ -173,7 +182,7 @@ class HonestGuest:
     """The guest agent's own buffer, written to and read from as hypothesis likes."""
 
     def __init__(self) -> None:
-        self.log = OutputLog(capacity=40, output_limit=200)
+        self.log = OutputLog(capacity=40 + 3 * ITEM_BYTES, output_limit=200)
         self.results = 0
 
     def write(self, kind: int, size: int) -> None:
@@ -190,8 +199,7 @@ class HonestGuest:
         return self.log.attach(position), started(position)
 
     def events(self, reader: Reader) -> Iterator[pb.ExecutionEvent]:
-        for item in self.log.next(reader):
-            yield from _events_of(item)
+        return iter([event for item in self.log.next(reader) for event in _events_of(item)])
 
 
 STEPS = st.lists(
@@ -234,7 +242,7 @@ def test_an_honest_guest_is_never_refused(steps: list[tuple[str, int, int]]) -> 
         else:
             guest.log.detach(reader)
             check.resume()
-            reader, event = guest.attach(check.position)
+            reader, event = guest.attach(check.resume_position)
             events = iter(())
             assert not check.admit(event)
     for event in [*events, *guest.events(reader)]:
