@@ -19,6 +19,7 @@ from node_agent.templates import Templates
 from node_agent.vm_record import VmRecord
 from node_agent.vmm import CloneFailed, MachineSpec, RunningVm, Vmm
 from node_agent.watch import Changes
+from sandpool.guest.v1.guest_pb2 import SealResponse
 from sandpool.node.v1 import node_pb2 as pb
 from sandpool.v1 import session_pb2 as end
 from service_kit import telemetry
@@ -40,6 +41,7 @@ class Vm:
         self.creating: asyncio.Task[None] | None = None
         self.ending: asyncio.Task[None] | None = None
         self.lifetime: asyncio.TimerHandle | None = None
+        self.ended = asyncio.Event()
 
 
 class Agent:
@@ -164,24 +166,36 @@ class Agent:
         if vm is None:
             return pb.DestroyVmResponse(destroyed=True)
         if only_if_idle_for is not None and vm.ending is None:
-            try:
-                answer = await self._guests.seal(vm_id, only_if_idle_for)
-            except GuestFailed as error:
-                if vm.ending is None:
-                    self._end(vm, end.END_REASON_UNRESPONSIVE, str(error))
-            else:
-                if not answer.sealed and vm.ending is None:
+            answer = await self._seal(vm, only_if_idle_for)
+            if answer is not None and vm.ending is None:
+                if not answer.sealed:
                     remaining = answer.remaining if answer.HasField("remaining") else None
                     return pb.DestroyVmResponse(destroyed=False, remaining=remaining)
-                if vm.ending is None:  # recorded, so that an agent that is killed here goes on with it
-                    self._set(vm, replace(vm.record.become(pb.VM_STATE_SEALED), end_reason=reason))
+                # Recorded, so that an agent that is killed here goes on with it.
+                self._set(vm, replace(vm.record.become(pb.VM_STATE_SEALED), end_reason=reason))
         await asyncio.shield(self._end(vm, reason, ""))
         return pb.DestroyVmResponse(destroyed=True)
+
+    async def _seal(self, vm: Vm, only_if_idle_for: duration_pb2.Duration) -> SealResponse | None:
+        """The guest's answer; None if the VM ends meanwhile, or is ended because there is no answer."""
+        asking = asyncio.ensure_future(self._guests.seal(vm.record.vm_id, only_if_idle_for))
+        ended = asyncio.ensure_future(vm.ended.wait())
+        try:
+            await asyncio.wait([asking, ended], return_when=asyncio.FIRST_COMPLETED)
+            if asking.done():
+                return asking.result()
+        except GuestFailed as error:
+            self._end(vm, end.END_REASON_UNRESPONSIVE, str(error))
+        finally:
+            asking.cancel()
+            ended.cancel()
+        return None
 
     def _end(self, vm: Vm, reason: end.EndReason.ValueType, detail: str) -> asyncio.Task[None]:
         """Begin to destroy, once: the first reason counts."""
         if vm.ending is None:
             vm.ending = self._own(self._destroy(vm, reason, detail))
+            vm.ended.set()
         return vm.ending
 
     async def _destroy(self, vm: Vm, reason: end.EndReason.ValueType, detail: str) -> None:

@@ -83,4 +83,5 @@ class Guests:
         """Seal if idle for long enough. Raises GuestFailed."""
         request = pb.SealRequest(only_if_idle_for=only_if_idle_for)
         async with self._stub(vm_id) as stub:
-            return await stub.Seal(request, timeout=SEAL_SECONDS)
+            # A tunnel that is being started again is not the guest's silence.
+            return await stub.Seal(request, wait_for_ready=True, timeout=SEAL_SECONDS)
