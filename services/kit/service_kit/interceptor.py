@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import structlog
 from opentelemetry import trace
+from opentelemetry.context import attach
 
 from service_kit import errors, telemetry
 
@@ -64,27 +65,30 @@ async def _rpc(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Asyn
     begun = time.perf_counter()
     code = "CANCELLED"  # what it was if nothing below says otherwise
     parent = telemetry.incoming(context.invocation_metadata() or ())
-    with trace.get_tracer("sandpool").start_as_current_span(
-        method[1:], parent, kind=trace.SpanKind.SERVER, record_exception=False
-    ):
-        try:
-            yield
-            code = "OK"
-        except errors.SandpoolError as error:
-            code = error.code.name
-            telemetry.annotate(reason=error.reason)
-            await context.abort_with_status(errors.to_status(error))
-        except grpc.aio.AioRpcError as error:
-            mapped = errors.from_rpc_error(error)
-            code = mapped.code.name
-            telemetry.annotate(reason=mapped.reason)
-            await context.abort_with_status(errors.to_status(mapped))
-        except Exception:
-            code = "INTERNAL"
-            log.exception("rpc_failed", method=method)
-            await context.abort_with_status(errors.to_status(errors.Internal("INTERNAL", "an internal error; see log")))
-        finally:
+    span = trace.get_tracer("sandpool").start_span(method[1:], parent, kind=trace.SpanKind.SERVER)
+    # Never detached: the rpc has its task to itself, and a stream whose client is gone is closed by another one.
+    attach(trace.set_span_in_context(span))
+    try:
+        yield
+        code = "OK"
+    except errors.SandpoolError as error:
+        code = error.code.name
+        telemetry.annotate(reason=error.reason)
+        await context.abort_with_status(errors.to_status(error))
+    except grpc.aio.AioRpcError as error:
+        mapped = errors.from_rpc_error(error)
+        code = mapped.code.name
+        telemetry.annotate(reason=mapped.reason)
+        await context.abort_with_status(errors.to_status(mapped))
+    except Exception:
+        code = "INTERNAL"
+        log.exception("rpc_failed", method=method)
+        await context.abort_with_status(errors.to_status(errors.Internal("INTERNAL", "an internal error; see log")))
+    finally:
+        with trace.use_span(span, end_on_exit=True):
             _write_line(method, code, time.perf_counter() - begun, record)
+            if code not in ("OK", "CANCELLED"):
+                span.set_status(trace.StatusCode.ERROR, code)
 
 
 def _write_line(method: str, code: str, seconds: float, record: telemetry.RpcRecord) -> None:

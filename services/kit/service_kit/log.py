@@ -37,3 +37,6 @@ def configure(service: str, level: int = logging.INFO) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    # A client that goes away while a message is on its way to it: its rpc's own line says CANCELLED.
+    grpc_log = logging.getLogger("grpc._cython.cygrpc")
+    grpc_log.addFilter(lambda record: not record.getMessage().startswith("ExecuteBatchError"))
