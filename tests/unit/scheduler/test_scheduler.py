@@ -70,6 +70,20 @@ async def test_a_client_that_went_away_attaches_where_it_was(world: World) -> No
     assert rest.stdout == b"two\n" and rest.attached
 
 
+async def test_a_client_that_does_not_read_and_goes_away_leaves_no_trouble(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await world.add_guest("vm1")
+    for _ in range(3):
+        call = world.executions.Execute(world.shell("head -c 100000000 /dev/zero; sleep 60", execution_id="a"))
+        await first_output(call)
+        call.cancel()
+    await world.executions.Cancel(pb.CancelRequest(session=ref(), execution_id="a"))
+    outcome = await gather(world.executions.Attach(pb.AttachRequest(session=ref(), execution_id="a")))
+    assert outcome.ended is not None and outcome.ended.killed == pb.KILL_REASON_CANCELLED
+    assert "Failed to detach context" not in caplog.text
+
+
 async def test_the_unary_calls_of_an_execution(world: World) -> None:
     await world.add_guest("vm1")
     call = world.executions.Execute(world.shell("cat; sleep 60", execution_id="a", stdin=b"in ", keep_stdin_open=True))
