@@ -59,6 +59,8 @@ async def events(
                 except GuestProtocolError as error:
                     raise await call.violated(error) from error
                 except grpc.aio.AioRpcError as error:
+                    if check.state is StreamState.ENDED:
+                        return  # all is said: what the guest or the link does after that is nobody's concern
                     if check.started and error.code() in _FORGOTTEN:
                         raise cut() from error
                     await call.fail(error, repeatable=True)

@@ -14,14 +14,14 @@ class ReadCheck:
 
     def __init__(self, length: int | None) -> None:
         self.begun = False
-        self._ended = False
+        self.ended = False
         self._left = length
 
     def admit(self, response: pb.ReadFileResponse) -> None:
         """Check the next message and drop what is unknown in it. Raises GuestProtocolError."""
         response.DiscardUnknownFields()
         kind = response.WhichOneof("message")
-        if self._ended or kind is None or (kind == "info") == self.begun:
+        if self.ended or kind is None or (kind == "info") == self.begun:
             raise GuestProtocolError("a file's messages are out of order")
         if kind == "info":
             check_info(response.info.file)
@@ -31,7 +31,7 @@ class ReadCheck:
         elif len(response.end.sha256) != SHA256_BYTES:
             raise GuestProtocolError("a checksum of a bad size")
         else:
-            self._ended = True
+            self.ended = True
 
     def _admit_data(self, size: int) -> None:
         if not 1 <= size <= MAX_CHUNK_BYTES:
@@ -43,7 +43,7 @@ class ReadCheck:
 
     def finish(self) -> None:
         """The guest ended its stream with OK. Raises GuestProtocolError."""
-        if not self._ended:
+        if not self.ended:
             raise GuestProtocolError("a file without an end")
 
 

@@ -40,6 +40,8 @@ async def read(call: SessionCall, request: pb.ReadFileRequest) -> AsyncIterator[
             except GuestProtocolError as error:
                 raise await call.violated(error) from error
             except grpc.aio.AioRpcError as error:
+                if check.ended:
+                    return
                 await call.fail(error, repeatable=not check.begun)
             finally:
                 stream.cancel()

@@ -154,6 +154,13 @@ async def test_a_guest_that_always_breaks_off_is_given_up(world: World, monkeypa
     assert [request.execution_id for request in guest.requests] == ["a", "a", "a"]
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED])
+async def test_an_execution_that_has_ended_has_ended(world: World, code: grpc.StatusCode) -> None:
+    async with serving(world, Guest([STARTED, ENDED, code])):
+        events = [event async for event in world.executions.Execute(world.shell("x", execution_id="a"))]
+    assert events[-1].HasField("ended") and not world.fleet.reports
+
+
 async def test_what_the_guest_says_of_the_session_is_replaced(world: World) -> None:
     lie = pb.ExecutionEvent(
         started=pb.ExecutionStarted(execution_id="a", session=session_pb2.SessionBinding(epoch=99, vm_id="other"))
