@@ -14,7 +14,7 @@ def pool(source: Pool) -> pool_pb2.Pool:
     message.created_at.FromNanoseconds(int(row.created_at * 1e9))
     message.state = pool_pb2.POOL_STATE_DELETING if row.deleting else pool_pb2.POOL_STATE_ACTIVE
     message.counts.provisioning = source.count(PROVISIONING) + source.starting
-    message.counts.warm, message.counts.assigned = len(source.warm), source.count(ASSIGNED)
+    message.counts.warm, message.counts.assigned = len(source.warm) + len(source.stale), source.count(ASSIGNED)
     message.counts.sealed, message.counts.waiting = source.count(SEALED), source.is_waiting()
     for kind, condition in sorted(source.conditions.items()):
         added = message.conditions.add(type=kind, reason=condition.reason, message=condition.message)

@@ -73,7 +73,7 @@ class Expiry:
                     await self._end_if_idle(vm)
                 elif kind == LIFETIME and vm.state == ASSIGNED:
                     await self._fleet.destroy(vm, end.END_REASON_MAX_LIFETIME)
-                elif kind == STALE and vm.state == WARM and vm in self._fleet.pools[vm.row.pool].warm:
+                elif kind == STALE and vm.state == WARM and self._fleet.pools[vm.row.pool].withdraw(vm):
                     await self._fleet.destroy(vm, end.END_REASON_SUPERSEDED)
             except SandpoolError as error:
                 log.warning("expiry_failed", vm_id=vm.row.vm_id, kind=kind, error=str(error))

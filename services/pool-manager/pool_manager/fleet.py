@@ -49,7 +49,7 @@ class Fleet:
             self.pools[pool_row.name] = Pool(pool_row)
         for row in everything.vms:
             vm = self.vms[row.vm_id] = Vm(row, row.state)
-            self.pools[row.pool].vms[row.vm_id] = vm
+            self.pools[row.pool].add(vm)
         for session in everything.sessions:
             vm = self.vms[session.vm_id]
             vm.session = session
@@ -116,8 +116,7 @@ class Fleet:
         for vm in [vm for vm in self.vms.values() if vm.row.node_id == link.row.node_id]:
             vm.confirmed = False
             pool = self.pools[vm.row.pool]
-            if vm in pool.warm:
-                pool.warm.remove(vm)
+            if pool.withdraw(vm):
                 self.on_room(pool)
 
     def kick_all(self) -> None:
@@ -140,9 +139,7 @@ class Fleet:
 
     async def destroy(self, vm: Vm, reason: Reason) -> None:
         """End a VM whatever goes on in it; returns when that is durable. Raises SandpoolError."""
-        pool = self.pools[vm.row.pool]
-        if vm in pool.warm:  # nobody gets it from now on
-            pool.warm.remove(vm)
+        self.pools[vm.row.pool].withdraw(vm)
         link = self.links.get(vm.row.node_id)
         if link is None:
             raise Unavailable("NODE_UNREACHABLE", f"node {vm.row.node_id} is not known")
@@ -160,9 +157,7 @@ class Fleet:
 
     def destroy_soon(self, vm: Vm, reason: Reason) -> None:
         """As destroy, by a task of ours; a node that cannot be reached will be asked after its next snapshot."""
-        pool = self.pools[vm.row.pool]
-        if vm in pool.warm:
-            pool.warm.remove(vm)
+        self.pools[vm.row.pool].withdraw(vm)
         self.own(self._destroy_quietly(vm, reason))
 
     async def _destroy_quietly(self, vm: Vm, reason: Reason) -> None:

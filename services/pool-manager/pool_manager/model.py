@@ -65,7 +65,10 @@ class Pool:
         self.spec = pool_pb2.PoolSpec.FromString(row.spec)
         self.vms: dict[str, Vm] = {}
         self.sessions: dict[str, Vm] = {}
-        self.warm: deque[Vm] = deque()
+        # Free to be assigned, longest first: of this generation and of older ones. Dictionaries as ordered sets.
+        self.warm: dict[Vm, None] = {}
+        self.stale: dict[Vm, None] = {}
+        self.provisioning: set[Vm] = set()
         self.waiting: deque[asyncio.Future[Vm]] = deque()
         self.allocating = 0
         # Creations that have no row yet.
@@ -75,27 +78,45 @@ class Pool:
         self.conditions: dict[pool_pb2.PoolConditionType.ValueType, Condition] = {}
 
     def change(self, row: PoolRow) -> None:
-        """Take over new settings."""
+        """Take over new settings; what is warm of an older generation is stale from now on."""
+        if row.generation != self.row.generation:
+            self.stale.update(self.warm)
+            self.warm.clear()
+            self.provisioning.clear()
         self.row, self.spec = row, pool_pb2.PoolSpec.FromString(row.spec)
+
+    def add(self, vm: Vm) -> None:
+        """A VM that is about to be created, or was found at the start."""
+        self.vms[vm.row.vm_id] = vm
+        if vm.state == PROVISIONING and vm.row.generation == self.row.generation:
+            self.provisioning.add(vm)
 
     def offer(self, vm: Vm) -> None:
         """A VM became free to be assigned: to the caller that has waited longest, or kept warm."""
+        self.provisioning.discard(vm)
         while self.waiting:
             waiter = self.waiting.popleft()
             if not waiter.done():
                 waiter.set_result(vm)
                 return
-        self.warm.append(vm)
+        (self.warm if vm.row.generation == self.row.generation else self.stale)[vm] = None
 
     def take(self) -> Vm | None:
         """A warm VM, of this generation if there is one; None if there is none, or others wait already."""
-        if any(not waiter.done() for waiter in self.waiting):
+        if self.is_waiting():
             return None
-        for vm in self.warm:
-            if vm.row.generation == self.row.generation:
-                self.warm.remove(vm)
+        for source in (self.warm, self.stale):
+            for vm in source:
+                del source[vm]
                 return vm
-        return self.warm.popleft() if self.warm else None
+        return None
+
+    def withdraw(self, vm: Vm) -> bool:
+        """Nobody gets this VM from now on; True if somebody might have."""
+        was_there = vm in self.warm or vm in self.stale
+        self.warm.pop(vm, None)
+        self.stale.pop(vm, None)
+        return was_there
 
     def is_waiting(self) -> int:
         """Callers in the queue."""
@@ -105,30 +126,28 @@ class Pool:
         """VMs in a state."""
         return sum(1 for vm in self.vms.values() if vm.state == state)
 
+    def coming(self) -> int:
+        """VMs of this generation that are being created."""
+        return self.starting + len(self.provisioning)
+
     def shortage(self) -> int:
         """Creations to begin now, so that ready_target VMs are warm beyond those that callers wait for."""
         if self.row.deleting:
             return 0
-        fresh = [vm for vm in self.vms.values() if vm.row.generation == self.row.generation]
-        coming = self.starting + sum(1 for vm in fresh if vm.state == PROVISIONING)
-        ready = sum(1 for vm in self.warm if vm.row.generation == self.row.generation)
         free_places = self.spec.max_sessions - len(self.sessions)
         wanted = min(self.spec.ready_target + self.is_waiting(), free_places)
-        return max(0, wanted - ready - coming)
+        return max(0, wanted - len(self.warm) - self.coming())
 
     def surplus(self) -> list[Vm]:
         """Warm VMs to destroy: beyond the target, and one of an older generation for each that is ready of this one."""
-        fresh = [vm for vm in self.warm if vm.row.generation == self.row.generation]
-        stale = [vm for vm in self.warm if vm.row.generation != self.row.generation]
         target = 0 if self.row.deleting else self.spec.ready_target
-        extra = fresh[target:]
-        room_for_stale = max(0, target - len(fresh))
-        return extra + stale[room_for_stale:]
+        extra = list(self.warm)[target:] if len(self.warm) > target else []
+        return extra + list(self.stale)[max(0, target - len(self.warm)) :]
 
     def remove(self, vm: Vm) -> None:
         """Forget a VM that is gone. Idempotent."""
         self.vms.pop(vm.row.vm_id, None)
+        self.provisioning.discard(vm)
+        self.withdraw(vm)
         if vm.session is not None and self.sessions.get(vm.session.identifier) is vm:
             del self.sessions[vm.session.identifier]
-        if vm in self.warm:
-            self.warm.remove(vm)

@@ -58,8 +58,7 @@ class Refill:
         if wait > 0:
             self._later(pool, wait)
             return
-        creating = pool.starting + pool.count(PROVISIONING)
-        for _ in range(min(pool.shortage(), MAX_CREATING - creating)):
+        for _ in range(min(pool.shortage(), MAX_CREATING - pool.coming())):
             pool.starting += 1
             self._fleet.own(self._create(pool))
 
@@ -102,11 +101,13 @@ class Refill:
         vm_id = ulid.encode(int(time.time() * 1000), os.urandom(10))
         row = VmRow(vm_id, pool.row.name, generation, link.row.node_id, template_id, PROVISIONING, time.time())
         vm = Vm(row, PROVISIONING, creating=True)
-        self._fleet.vms[vm_id] = pool.vms[vm_id] = vm
+        self._fleet.vms[vm_id] = vm
+        pool.add(vm)
         try:
             await self._fleet.store.add_vm(row)
         except BaseException:
-            del self._fleet.vms[vm_id], pool.vms[vm_id]
+            del self._fleet.vms[vm_id]
+            pool.remove(vm)
             raise
         return vm, link
 

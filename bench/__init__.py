@@ -1,0 +1,1 @@
+"""What sandpool costs, beside what its parts cost without it, in one run. `make bench`."""
