@@ -135,12 +135,18 @@ class OutputLog:
             self._dropped_position = old.end
 
     def next(self, reader: Reader) -> Iterator[Item | Gap]:
-        """What the reader has not had yet; each thing handed over is counted as had."""
-        if reader.index < self._first:
-            if reader.position < self._dropped_position:
-                yield from self._gaps(reader)
-            reader.index = self._first
-        while reader.index < self._first + len(self._items):
+        """What the reader has not had yet; each thing handed over is counted as had.
+
+        The program may write and items may be dropped at every yield: nothing is iterated that could change.
+        """
+        while True:
+            if reader.index < self._first:
+                gaps = self._skip(reader) if reader.position < self._dropped_position else []
+                reader.index = self._first
+                yield from gaps
+                continue
+            if reader.index >= self._first + len(self._items):
+                return
             item = self._items[reader.index - self._first]
             reader.index += 1
             if item.end < reader.position or (item.end == reader.position and item.data):
@@ -149,18 +155,19 @@ class OutputLog:
             reader.position = item.end
             reader.sent[item.source, item.result_id] = item.offset + len(item.data)
             yield _tail(item, skip) if skip else item
-            if reader.index < self._first:  # dropped meanwhile: the consumer was slower than the program
-                yield from self.next(reader)
-                return
 
-    def _gaps(self, reader: Reader) -> Iterator[Gap]:
-        """One per source that lost bytes; it may begin early for a reader that attached in the middle of them."""
-        reader.position = self._dropped_position
-        for key, end in self._dropped.items():
-            begin = reader.sent.get(key, 0)
-            if begin < end:
-                reader.sent[key] = end
-                yield Gap(key[0], key[1], begin, end, reader.position)
+    def _skip(self, reader: Reader) -> list[Gap]:
+        """One gap per source that lost bytes; it may begin early for a reader that attached in the middle of them.
+
+        Only the last one moves the position: who has had only some of them is told the others again.
+        """
+        before, reader.position = reader.position, self._dropped_position
+        lost = [(key, reader.sent.get(key, 0), end) for key, end in self._dropped.items()]
+        lost = [(key, begin, end) for key, begin, end in lost if begin < end]
+        for key, _, end in lost:
+            reader.sent[key] = end
+        gaps = [Gap(key[0], key[1], begin, end, before) for key, begin, end in lost]
+        return [*gaps[:-1], replace(gaps[-1], position=reader.position)] if gaps else []
 
 
 def _tail(item: Item, skip: int) -> Item:
