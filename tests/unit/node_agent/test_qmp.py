@@ -44,3 +44,12 @@ async def test_a_conversation() -> None:
         await qmp.close()
         server.close()
         await server.wait_closed()
+
+
+async def test_a_peer_that_ends_at_once_is_gone_for_good() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        server = await asyncio.start_unix_server(lambda _, writer: writer.close(), f"{directory}/q")
+        with pytest.raises(QmpError, match="QEMU is gone"):
+            await Qmp.connect(f"{directory}/q")
+        server.close()
+        await server.wait_closed()

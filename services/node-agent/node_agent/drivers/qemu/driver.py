@@ -66,7 +66,8 @@ class QemuVmm:
             (directory / FROZEN_FILE).write_text(frozen.to_json())
             shutil.rmtree(vm)
             for path in directory.iterdir():
-                path.chmod(0o444)
+                # QEMU opens even memory that it maps privately for writing.
+                path.chmod(0o600 if path.name == "memory" else 0o400)
 
     async def clone(self, template: Path, machine: MachineSpec, directory: Path) -> VmProcess:
         """Start, load the state, resume."""

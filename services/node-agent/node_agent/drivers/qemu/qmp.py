@@ -27,8 +27,12 @@ class Qmp:
         """Connect and negotiate. Raises OSError, QmpError."""
         reader, writer = await asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES)
         qmp = cls(reader, writer)
-        await qmp._replies.get()  # the greeting
-        await qmp.execute("qmp_capabilities")
+        try:
+            await qmp._next(qmp._replies)  # the greeting
+            await qmp.execute("qmp_capabilities")
+        except BaseException:
+            await qmp.close()
+            raise
         return qmp
 
     async def _read(self) -> None:
@@ -44,21 +48,26 @@ class Qmp:
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Run a command. Raises QmpError."""
         self._writer.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
-        reply = await self._replies.get()
-        if reply is None:
-            raise QmpError(f"{command}: QEMU is gone")
+        reply = await self._next(self._replies)
         if "error" in reply:
             raise QmpError(f"{command}: {reply['error'].get('desc', '')}")
         return reply.get("return")
 
     async def migration_ended(self) -> None:
         """Wait until a migration, out or in, has completed. Raises QmpError."""
-        while (event := await self._events.get()) is not None:
+        while True:
+            event = await self._next(self._events)
             if event["event"] == "MIGRATION" and event["data"]["status"] in ("completed", "failed"):
                 if event["data"]["status"] == "completed":
                     return
                 raise QmpError("the migration failed")
-        raise QmpError("QEMU is gone")
+
+    async def _next(self, queue: asyncio.Queue[dict[str, Any] | None]) -> dict[str, Any]:
+        message = await queue.get()
+        if message is None:
+            queue.put_nowait(None)  # the end stays the end, however often one asks
+            raise QmpError("QEMU is gone")
+        return message
 
     async def close(self) -> None:
         """Hang up."""
