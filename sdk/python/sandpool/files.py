@@ -6,13 +6,14 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
 from typing import IO, Protocol
 
 import grpc
 
 from sandpool.errors import DataLoss, mapped
+from sandpool.upload import upload
 from sandpool.v1 import file_pb2 as pb
 from sandpool.v1 import file_pb2_grpc, session_pb2
 
@@ -57,18 +58,14 @@ class Files:
     ) -> pb.FileInfo:
         digest = hashlib.sha256()
         header = pb.WriteFileHeader(session=self._owner.ref(), path=path, mode=mode, make_parents=True, size_bytes=size)
-        call = self._stub.Write()
-        try:
-            with mapped(), suppress(asyncio.InvalidStateError):  # it has ended already: awaiting it says how
-                await call.write(pb.WriteFileRequest(header=header))
-                async for data in chunks:
-                    digest.update(data)
-                    await call.write(pb.WriteFileRequest(data=data))
-                await call.done_writing()
-            with mapped():
-                response = await call
-        finally:
-            call.cancel()  # what breaks off leaves nothing there
+
+        async def digested() -> AsyncIterator[bytes]:
+            async for data in chunks:
+                digest.update(data)
+                yield data
+
+        with mapped():
+            response = await upload(self._stub, header, digested())
         self._owner.bind(response.session)
         if response.sha256 != digest.digest():
             raise DataLoss("what was written is not what was sent", reason="CHECKSUM_MISMATCH")

@@ -1,0 +1,141 @@
+"""The command line as a process, against real services."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PNG = base64.b64decode(
+    b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+SANDPOOL = [sys.executable, "-m", "sandpool.cli"]
+
+
+def sandpool(address: str, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+    """To its end."""
+    environment = {**os.environ, "SANDPOOL_ADDRESS": address}
+    command = [*SANDPOOL, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, env=environment, check=False, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["run", "-c", "print(1)"], 0),
+        (["run", "-c", "1/0"], 1),
+        (["run", "-c", "exit(3)"], 3),
+        (["run", "-c", "while True: pass", "--timeout", "300ms"], 124),
+        (["exec", "--", "false"], 1),
+        (["exec", "sh", "-c", "exit 9"], 9),
+        (["exec", "--", "sh", "-c", "kill -9 $$"], 137),
+        (["run", "-c", "1", "--pool", "nowhere"], 66),
+        (["run", "-c", "1", "--session", "a b"], 2),
+        (["run"], 2),
+        (["run", "-c", "1", "--timeout", "soon"], 2),
+        (["cp", "here", "there"], 2),
+        (["pool", "show", "nowhere"], 66),
+        (["ls", "nobody"], 66),
+        (["ls", "/a"], 2),
+        (["--address", "127.0.0.1:1", "ls"], 69),
+        (["ls", "--address", "127.0.0.1:1"], 69),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_exit_codes(address: str, arguments: list[str], status: int) -> None:
+    done = sandpool(address, *arguments)
+    assert done.returncode == status, done.stderr.decode()
+    assert b"Traceback (most recent call last)\n  File" not in done.stderr
+
+
+def test_output_goes_where_it_was_written(address: str) -> None:
+    done = sandpool(address, "run", "-c", "import os, sys; os.write(1, b'\\xff\\0'); print('e', file=sys.stderr); 6*7")
+    assert (done.stdout, done.stderr) == (b"\xff\x0042\n", b"e\n")
+
+
+def test_state_is_kept_by_session(address: str, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 5")
+    assert sandpool(address, "run", tmp_path / "a.py", "--session", "state").returncode == 0
+    assert sandpool(address, "run", "-c", "x", "--session", "state").stdout == b"5\n"
+    assert sandpool(address, "run", "-c", "x", "--session", "other").returncode == 1
+    assert sandpool(address, "stop", "state").stdout == b"stopped\n"
+    assert sandpool(address, "--json", "stop", "python/state").stdout == b'{"stopped": false}\n'
+
+
+def test_results_in_json_and_as_files(address: str, tmp_path: Path) -> None:
+    source = (
+        f"class Picture:\n  def _repr_png_(self): return {PNG!r}\n"
+        "from IPython.display import display\ndisplay(Picture())\n{'a': 1}"
+    )
+    done = sandpool(address, "run", "--json", "-c", source)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [events[0]["event"], events[-1]["event"], events[-1]["exit_code"]] == ["started", "ended", 0]
+    pictures = [base64.b64decode(event["data_base64"]) for event in events if event.get("mime_type") == "image/png"]
+    assert pictures == [PNG]
+    done = sandpool(address, "run", "--save-results", tmp_path, "-c", source)
+    assert b"{'a': 1}" in done.stdout and [path.read_bytes() for path in tmp_path.glob("*.png")] == [PNG]
+
+
+def test_files_are_copied_and_listed(address: str, tmp_path: Path) -> None:
+    local = tmp_path / "a.bin"
+    local.write_bytes(bytes(range(256)) * 5000)
+    assert sandpool(address, "cp", local, "files:d/").returncode == 0
+    listed = json.loads(sandpool(address, "ls", "files:d", "--json").stdout)
+    assert [(file["path"], file["size_bytes"]) for file in listed] == [("d/a.bin", "1280000")]
+    copied = sandpool(address, "cp", "--json", "python/files:d/a.bin", tmp_path / "b.bin")
+    assert json.loads(copied.stdout)["path"] == "d/a.bin"
+    assert (tmp_path / "b.bin").read_bytes() == local.read_bytes()
+    assert b"d/a.bin" in sandpool(address, "ls", "-r", "files").stdout
+    assert "files" in [one["identifier"] for one in json.loads(sandpool(address, "ls", "--json").stdout)]
+
+
+def test_pools_and_nodes(address: str) -> None:
+    assert sandpool(address, "pool", "create", "mine", "--ready-target", "0", "--memory", "256MiB").returncode == 0
+    updated = json.loads(sandpool(address, "pool", "update", "mine", "--cooldown", "7s", "--json").stdout)
+    assert (updated["spec"]["cooldown"], updated["spec"]["resources"]["memory_bytes"]) == ("7s", str(256 << 20))
+    assert sandpool(address, "pool", "update", "mine").returncode == 2
+    assert b"mine" in sandpool(address, "pool", "list").stdout
+    assert sandpool(address, "pool", "delete", "mine").returncode == 0
+    assert json.loads(sandpool(address, "nodes", "--json").stdout)[0]["driver"] == "fake"
+
+
+def start(address: str, source: str) -> subprocess.Popen[bytes]:
+    """Running, and past its first line of output."""
+    environment = {**os.environ, "SANDPOOL_ADDRESS": address}
+    command = [*SANDPOOL, "run", "--session", "interrupted", "-c", "print('go', flush=True)\n" + source]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout is not None and process.stdout.readline() == b"go\n"
+    return process
+
+
+def test_ctrl_c_cancels_and_keeps_the_state(address: str) -> None:
+    process = start(address, "kept = 1\nimport time\ntime.sleep(1000)")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"CANCELLED" in errors
+    assert sandpool(address, "run", "--session", "interrupted", "-c", "kept").stdout == b"1\n"
+
+
+def test_a_reader_that_goes_away_ends_the_program(address: str) -> None:
+    process = start(address, "while True: print('x' * 1000, flush=True)")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    process.wait(timeout=60)
+    process.stderr.close()
+    assert process.returncode == 141
+    assert sandpool(address, "run", "--session", "interrupted", "-c", "2").stdout == b"2\n"
+
+
+def test_doctor_says_what_to_do() -> None:
+    done = sandpool("", "doctor", "--json")
+    findings = json.loads(done.stdout)
+    assert {"python", "qemu", "kvm", "image tools", "memory", "disk", "cgroups"} <= {one["name"] for one in findings}
+    assert all(one["remedy"] for one in findings if one["status"] != "ok")
+    assert done.returncode == any(one["status"] == "missing" for one in findings)
+    assert sandpool("", "doctor").stdout

@@ -1,0 +1,75 @@
+"""Files go there and back whole, or not at all."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from sandpool.errors import DataLoss, InvalidArgument, NotFound
+from service_kit import errors
+
+from .conftest import Connected
+
+MB = bytes(range(256)) * 4096
+
+
+async def test_bytes_text_and_files_arrive(connected: Connected, directory: Path) -> None:
+    session, files = connected.client.session(), connected.service.files
+    (directory / "local").write_bytes(MB)
+    opened = io.BytesIO(MB)
+    opened.seek(10)
+    await session.write("bytes", MB)
+    await session.write("empty", b"")
+    await session.write("text", "ü")
+    await session.write("path", directory / "local")
+    await session.write("opened", opened)
+    await session.upload(directory / "local", "uploaded")
+    expected = {"bytes": MB, "empty": b"", "text": b"\xc3\xbc", "path": MB, "opened": MB[10:], "uploaded": MB}
+    assert files == expected
+    assert {name: await session.read(name) for name in expected} == expected
+
+
+async def test_an_upload_says_size_and_mode(connected: Connected, directory: Path) -> None:
+    local = directory / "local"
+    local.write_bytes(MB)
+    local.chmod(0o750)
+    steps: list[int] = []
+    await connected.client.session().files.upload(local, "x", steps.append)
+    header = connected.service.requests[0].header
+    assert (header.size_bytes, header.mode, header.make_parents, sum(steps)) == (len(MB), 0o750, True, len(MB))
+
+
+async def test_a_refusal_in_mid_upload_is_that_error(connected: Connected) -> None:
+    connected.service.refuse = errors.InvalidArgument("PATH_OUTSIDE_DATA", "no", field="path")
+    for _ in range(50):  # grpcio loses the status in one of four, if one lets it
+        with pytest.raises(InvalidArgument):
+            await connected.client.session().write("../x", MB * 8)
+
+
+async def test_a_source_that_fails_is_its_own_error(connected: Connected) -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell():
+                raise OSError("the disk is gone")
+            return super().read(size)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        await connected.client.session().write("x", Failing(MB))
+    assert connected.service.files == {}
+
+
+async def test_a_download_is_there_when_it_is_complete(connected: Connected, directory: Path) -> None:
+    connected.service.files["x"] = MB
+    session, local = connected.client.session(), directory / "local"
+    await session.download("x", local)
+    assert local.read_bytes() == MB
+    connected.service.damage = b"!"
+    with pytest.raises(DataLoss):
+        await session.download("x", directory / "damaged")
+    with pytest.raises(NotFound):
+        await session.download("nothing", directory / "nothing")
+    with pytest.raises(DataLoss):
+        await session.write("y", MB)
+    assert {path.name for path in directory.iterdir()} == {"near", "far", "local"}

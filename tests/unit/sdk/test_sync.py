@@ -1,0 +1,102 @@
+"""The synchronous client, against real services."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from sandpool import Client, SessionEnded
+from sandpool.errors import NotFound, Unavailable
+from sandpool.events import Ended, Stdout
+from sandpool.v1 import pool_pb2
+
+
+def test_a_session_from_its_beginning_to_its_end(address: str, tmp_path: Path) -> None:
+    with Client(address) as client:
+        session = client.session("python", "sync")
+        assert session.run("x = 6 * 7").ok and session.run("x").value == "42"
+        assert session.exec(["echo", "hello"]).stdout == "hello\n" and session.epoch
+        session.write("d/a.txt", b"hello")
+        assert session.read("d/a.txt") == b"hello" and session.files.stat("d/a.txt").size_bytes == 5
+        session.download("d/a.txt", tmp_path / "a.txt")
+        session.upload(tmp_path / "a.txt", "b.txt")
+        session.files.move("b.txt", "c.txt")
+        session.files.mkdir("e")
+        session.files.remove("e")
+        assert [file.path for file in session.files.list(recursive=True)] == ["c.txt", "d", "d/a.txt"]
+        assert "sync" in [one.identifier for one in client.sessions("python")]
+        assert session.info().epoch == session.epoch
+        assert session.stop() and not session.stop()
+        with pytest.raises(SessionEnded) as caught:
+            session.run("x")
+        assert caught.value.end_reason == "STOPPED"
+
+
+def test_pools_and_nodes(address: str) -> None:
+    with Client(address) as client:
+        made = client.pools.create("brief", pool_pb2.PoolSpec(ready_target=0))
+        assert client.pools.update("brief", pool_pb2.PoolSpec(max_sessions=3), "max_sessions").spec.max_sessions == 3
+        assert made.name in [pool.name for pool in client.pools.list()]
+        assert client.pools.get("brief").spec.max_sessions == 3
+        client.pools.delete("brief")
+        with pytest.raises(NotFound):
+            client.pools.update("nowhere", pool_pb2.PoolSpec(max_sessions=3), "max_sessions")
+        assert [node.driver for node in client.nodes()] == ["fake"]
+
+
+def test_events_come_one_at_a_time_and_may_be_left(address: str) -> None:
+    with Client(address) as client:
+        session = client.session()
+        stream = session.stream("import time\nwhile True: print('x', flush=True); time.sleep(0.01)")
+        assert any(isinstance(event, Stdout) for event in stream)
+        stream.close()
+        command = session.stream_command("sleep 1000", execution_id="sleep")
+        next(command)
+        assert session.cancel("sleep")
+        assert [event.killed for event in command if isinstance(event, Ended)] == ["CANCELLED"]
+        session.stop()
+        left = session.files.list()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(left)
+
+
+def test_an_iterator_may_outlive_its_client(address: str) -> None:
+    client = Client(address)
+    session = client.session()
+    stream = session.stream_command("sleep 1000")
+    next(stream)
+    client.close()
+    client.close()
+    del stream
+    with Client(address) as again:
+        assert again.session(session.pool, session.identifier).stop()
+
+
+def test_threads_share_a_client(address: str) -> None:
+    with Client(address) as client:
+        session, results = client.session(), []
+        threads = [
+            threading.Thread(target=lambda n=n: results.append(session.exec(f"echo {n}").stdout)) for n in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(results) == [f"{n}\n" for n in range(8)]
+        session.stop()
+
+
+def test_nobody_there() -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(Unavailable):
+        client.pools.get("python")
+
+
+def test_importing_the_package_is_cheap() -> None:
+    source = "import sys, sandpool; assert 'grpc' not in sys.modules; sandpool.Client; assert 'grpc' in sys.modules"
+    subprocess.run([sys.executable, "-c", source], check=True)
+    with pytest.raises(AttributeError):
+        __import__("sandpool").nothing  # noqa: B018
