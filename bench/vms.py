@@ -1,0 +1,118 @@
+"""Clones, their first pandas, and their memory: on QEMU, beside the driver alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+from bench.installation import Installation, code, execute
+from bench.rows import Row, p50
+from node_agent.drivers.qemu.driver import QemuVmm
+from node_agent.tunnel.dial import dial
+from node_agent.vmm import MachineSpec
+from sandpool.node.v1 import node_pb2
+
+CLONES = 8
+PANDAS = "import pandas as pd\npd.DataFrame({'a': [1, 2]}).describe()"
+
+
+async def raw_clones(template: Path, machine: MachineSpec, work: Path) -> tuple[list[float], list[float]]:
+    """Seconds from nothing to the first answer of the guest, and MiB (PSS) of each, of the driver alone."""
+    vmm, times, memory = QemuVmm(Path.home() / ".cache" / "sandpool"), [], []
+    for number in range(CLONES):
+        directory = work / f"raw{number}"
+        directory.mkdir()
+        begun = time.perf_counter()
+        vm = await vmm.clone(template, machine, directory)
+        dialled = await asyncio.to_thread(dial, vm.address)
+        times.append(time.perf_counter() - begun)
+        dialled.close()
+        memory.append(pss(int(json.loads((directory / "process.json").read_text())["pid"])))
+        await vm.destroy()
+        shutil.rmtree(directory)
+    return times, memory
+
+
+def pss(pid: int) -> float:
+    """Proportional memory of a process, in MiB."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("no Pss")
+
+
+def pss_of(up: Installation, vm_id: str) -> float:
+    """Of the VMM of a VM."""
+    return pss(int(json.loads((up.vms / vm_id / "process.json").read_text())["pid"]))
+
+
+async def clones(up: Installation, template: node_pb2.Template) -> list[float]:
+    """Seconds of CreateVm: cloned, unique and proven."""
+    times = []
+    async with up.node_agent() as stub:
+        for number in range(CLONES):
+            vm_id = f"{number:026d}"
+            request = node_pb2.CreateVmRequest(
+                vm_id=vm_id, template_id=template.template_id, resources=template.resources
+            )
+            request.max_lifetime.FromSeconds(600)
+            begun = time.perf_counter()
+            await stub.CreateVm(request)
+            times.append(time.perf_counter() - begun)
+            await stub.DestroyVm(node_pb2.DestroyVmRequest(vm_id=vm_id))
+    return times
+
+
+async def first_pandas(up: Installation, vm_ids: list[str]) -> tuple[list[float], list[float], list[float]]:
+    """Seconds of the first pandas in fresh VMs, MiB afterwards, and seconds of a process that imports it itself."""
+    address = json.loads((up.state_dir / "node" / "tunnel.json").read_text())["address"]
+    times: list[float] = []
+    memory: list[float] = []
+    alone: list[float] = []
+    for vm_id in vm_ids:
+        async with up.tunnel(vm_id, address) as channel:
+            seconds, ended = await execute(channel, code(PANDAS))
+            assert ended.exit_code == 0
+            times.append(seconds)
+            memory.append(pss_of(up, vm_id))
+            if len(alone) < 2:
+                request = code("")
+                request.command.argv.values.extend(["python3", "-c", PANDAS])
+                alone.append((await execute(channel, request))[0])
+    return times, memory, alone
+
+
+async def rows(up: Installation) -> list[Row]:
+    """clone, first_pandas, idle_memory and used_memory."""
+    snapshot = await up.snapshot()
+    warm = [vm.vm_id for vm in snapshot.vms if vm.state == node_pb2.VM_STATE_READY]
+    (template,) = [one for one in snapshot.templates if one.template_id == snapshot.vms[-1].template_id]
+    resources = template.resources
+    machine = MachineSpec(resources.vcpus, resources.memory_bytes, resources.disk_bytes)
+    directory = Path.home() / ".cache" / "sandpool" / "templates" / template.template_id
+    raw, raw_memory = await raw_clones(directory, machine, up.state_dir)
+    own = await clones(up, template)
+    idle = [pss_of(up, vm_id) for vm_id in warm]
+    pandas, used, alone = await first_pandas(up, warm)
+    value, baseline = p50(own), p50(raw)
+    met = value <= 2 * baseline and value < 500
+    first, process = p50(pandas), p50(alone)
+    name = "driver alone, one raw clone"
+    return [
+        Row("clone", value, "ms", "raw restore + ping", baseline, "at most 2x and under 500 ms", met, CLONES, 0),
+        Row("first_pandas", first, "ms", "own import", process, "under 300 ms", first < 300, len(pandas), 0),
+        _memory("idle_memory", idle, name, raw_memory, 50),
+        _memory("used_memory", used, name, raw_memory, 90),
+    ]
+
+
+def _memory(name: str, values: list[float], baseline_name: str, baseline: list[float], limit: int) -> Row:
+    value = statistics.median(values)
+    met = value <= limit
+    return Row(
+        name, value, "MiB", baseline_name, statistics.median(baseline), f"at most {limit} MiB", met, len(values), 0
+    )
