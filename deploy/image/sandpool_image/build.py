@@ -74,6 +74,8 @@ def _debian(cache: Path, base: str, inputs: BaseInputs, progress: Progress) -> P
         return archive
     progress(f"installing Debian {inputs.suite} for the guest (about 3 minutes, once)", 0.0)
     archive.parent.mkdir(parents=True, exist_ok=True)
+    for stale in archive.parent.glob("*.part.tar"):  # of a build that was killed: we hold the lock
+        stale.unlink()
     part = archive.with_suffix(".part.tar")
     mode = "root" if os.geteuid() == 0 else "unshare"
     command = ["mmdebstrap", "--quiet", f"--mode={mode}", "--variant=minbase", f"--keyring={KEYRING}"]
