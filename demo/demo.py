@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -129,14 +129,14 @@ async def sessions_are_apart(client: AsyncClient, alice: AsyncSession) -> Ended:
     title("6  Two sessions, two VMs: neither sees the other's files")
     bob = client.session("python", "bob")
     identity = "cat /proc/sys/kernel/random/boot_id; ls /mnt/data"
-    table = Table("session", "VM", "boot id", "files in /mnt/data")
+    table = Table("session", "VM", "boot id", "files in /mnt/data", header_style="dim")
     seen = {}
     for name, session in (("alice", alice), ("bob", bob)):
         result = await session.exec(identity)
         check(result.ok, f"{name}: {result}")
         boot_id, *files = result.stdout.split()
         seen[name] = (boot_id, files)
-        table.add_row(name, result.started.vm_id, boot_id, ", ".join(files) or "-")
+        table.add_row(name, result.started.vm_id, boot_id[:8], "\n".join(files) or "-")
     console.print(table)
     check(seen["alice"][0] != seen["bob"][0] and not seen["bob"][1], f"isolation: {seen}")
     try:
@@ -197,6 +197,17 @@ def timings(steps: dict[str, Ended]) -> None:
     console.print(table)
 
 
+def processes_of(state: Path) -> list[str]:
+    """Command lines that name the state directory, or run in it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if str(state) in line or (process / "cwd").readlink().is_relative_to(state):
+                found.append(line)
+    return found
+
+
 @asynccontextmanager
 async def installation() -> AsyncIterator[str]:
     """`sandpool up` on a state directory of its own; yields its address; nothing is left afterwards."""
@@ -214,8 +225,9 @@ async def installation() -> AsyncIterator[str]:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)
         status = await process.wait()
+        left = processes_of(state)
         shutil.rmtree(state, ignore_errors=True)
-        check(status == 0, f"sandpool ended with {status}")
+        check(status == 0 and not left, f"sandpool ended with {status} and left {left}")
 
 
 async def main() -> None:
