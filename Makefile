@@ -13,7 +13,7 @@ demo: setup $(RUN_STAMP)
 	@$(PYTHON) demo/demo.py
 
 # Everything that must hold, on real VMs.
-test: setup lint
+test: setup lint image
 	$(VENV)/bin/pytest tests
 
 # Numbers against baselines of the same run, into build/bench.json.
