@@ -5,7 +5,6 @@ import functools
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -24,24 +23,36 @@ TEMPLATE_FILE = "fake"
 
 
 class FakeVm:
-    """A guest agent, and everything that runs in it: where the host allows it, all die with it as in a VM."""
+    """A guest agent, and everything that runs in it: where the host allows it, all die with it as in a VM.
+
+    process has started it; the first process of the namespace ends only after all others in there.
+    """
 
     def __init__(self, process: VmProcess) -> None:
         self._process = process
+        self._first: VmProcess | None = None
         self.address = process.address
+        self.see_first()
+
+    def see_first(self) -> None:
+        """Find the first process of the namespace, which is there once the agent is ready."""
+        if self._first is None and _namespace():
+            with suppress(ProcessLookupError):
+                for pid in _children(self._process.pid):
+                    self._first = VmProcess(pid, self.address)
 
     async def exited(self) -> str:
-        """Wait for the process."""
-        return await self._process.exited()
+        """Wait for all of it."""
+        detail = await self._process.exited()
+        if self._first is not None:
+            await self._first.exited()
+        return detail
 
     async def destroy(self) -> None:
-        """Kill the first process of the namespace: what started it ends only after all of them."""
-        first = _children(self._process.pid) if _namespace() else []
-        for pid in first:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if first:
-            await self._process.exited()
+        """Kill and reap all of it."""
+        self.see_first()
+        if self._first is not None:
+            await self._first.destroy()
         await self._process.destroy()
 
 
@@ -152,6 +163,7 @@ async def _start(directory: Path) -> FakeVm:
         except BaseException:
             await running.destroy()
             raise
+    running.see_first()
     if not line.startswith(b"ready guest"):
         await running.destroy()
         raise CloneFailed((directory / "stderr").read_text(errors="replace")[-500:].strip())
