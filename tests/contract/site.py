@@ -160,7 +160,7 @@ class Site:
 
 @contextmanager
 def open_site(driver: Driver) -> Iterator[Site]:
-    """A tunnel and a template for a whole run."""
+    """A tunnel and a template for a whole module."""
     base, key = Path(tempfile.mkdtemp(prefix="sp-", dir="/tmp")), Ed25519PrivateKey.generate()
     for name in ("vms", "keys", "template"):
         (base / name).mkdir()

@@ -14,7 +14,7 @@ from .vmm_suite import *  # noqa: F403
 NOTHING = Path("/dev/null")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def whole_run() -> Iterator[Site]:
     """One template."""
     image = Image(NOTHING, NOTHING, NOTHING, NOTHING, "none")

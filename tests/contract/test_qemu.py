@@ -30,7 +30,7 @@ DAMAGES = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def whole_run() -> Iterator[Site]:
     """One template, of the image of this source tree."""
     paths = build(CACHE, lambda message, _: print(message))
