@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def choose(settings: Config) -> tuple[Vmm, ImageSource]:
     from node_agent.drivers.qemu.driver import QemuVmm
     from sandpool_image.build import make_scratch
 
-    return QemuVmm(), BuiltImages(settings.cache_dir, make_scratch)
+    return QemuVmm(settings.cache_dir), BuiltImages(settings.cache_dir, make_scratch)
 
 
 async def main_async(settings: Config, stopping: asyncio.Event) -> None:
@@ -74,8 +75,8 @@ async def _serve(settings: Config, stopping: asyncio.Event) -> None:
     try:
         templates.remove_unused()
         await agent.recover()
-        node = await _describe(settings, vmm)
-        service = NodeAgentService(agent, templates, ledger, os.urandom(8).hex(), node)
+        describe = partial(_describe, settings, vmm)
+        service = NodeAgentService(agent, templates, ledger, await describe(), describe)
         await _answer(settings, stopping, service, tunnel, guests.tunnel_address)
     finally:
         if settings.destroy_on_exit:

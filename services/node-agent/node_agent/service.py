@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from node_agent import host
@@ -27,18 +28,19 @@ Context = Any
 
 
 class NodeAgentService(node_pb2_grpc.NodeAgentServiceServicer):
-    """In front of one Agent. node has everything of Node but its state and numbers."""
+    """In front of one Agent. node, and describe() later on, has everything but state and numbers."""
 
     def __init__(
         self,
         agent: Agent,
         templates: Templates,
         ledger: Ledger,
-        agent_instance: str,
         node: node_pb2.Node,
+        describe: Callable[[], Awaitable[node_pb2.Node]],
     ) -> None:
         self._agent, self._templates, self._ledger = agent, templates, ledger
-        self._agent_instance, self.node = agent_instance, node
+        self.node, self._describe = node, describe
+        self._agent_instance = os.urandom(8).hex()
         self._builds: dict[str, _Build] = {}
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
@@ -66,7 +68,15 @@ class NodeAgentService(node_pb2_grpc.NodeAgentServiceServicer):
             raise InvalidArgument("UNKNOWN_IMAGE", str(error), field="source.builtin") from error
         except CloneFailed as error:
             raise Internal("TEMPLATE_BUILD_FAILED", str(error)) from error
+        await self._look_again()
         yield pb.BuildTemplateResponse(template=template)
+
+    async def _look_again(self) -> None:
+        """KVM is proven by booting an image: with the first image there may be better news, in a new snapshot."""
+        node = await self._describe()
+        if node != self.node:
+            self.node = node
+            self._agent.changes.close()
 
     async def CreateVm(self, request: pb.CreateVmRequest, context: Context) -> pb.CreateVmResponse:  # noqa: N802
         """Clone."""
