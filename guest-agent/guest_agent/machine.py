@@ -2,6 +2,7 @@
 
 import ctypes
 import fcntl
+import gc
 import os
 import socket
 import struct
@@ -51,6 +52,8 @@ class MachineIdentity:
             raise OSError(ctypes.get_errno(), "cannot mount a fresh boot_id")
 
     def settle(self) -> None:
-        """Dirty pages in a template are copied by every clone that writes them back."""
+        """Dirty pages in a template are copied by every clone that writes them back, and what the collector visits."""
+        gc.collect()
+        gc.freeze()
         os.sync()
         Path("/proc/sys/vm/drop_caches").write_text("3\n")

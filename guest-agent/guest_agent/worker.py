@@ -30,6 +30,10 @@ POPULAR = (
 )  # fmt: skip
 
 
+# IPython's own display objects say these in base64, as a notebook wants them: here results are bytes.
+BASE64 = ("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf")
+
+
 class Worker:
     """The shell and what it is doing."""
 
@@ -64,6 +68,8 @@ class Worker:
         for mime_type, value in data.items():
             if isinstance(value, bytes):
                 raw = value
+            elif isinstance(value, str) and mime_type in BASE64:
+                raw = _from_base64(value)
             elif isinstance(value, str):
                 raw = value.encode("utf-8", "replace")
             else:
@@ -201,6 +207,14 @@ def _environment(env: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _from_base64(text: str) -> bytes:
+    """User code may have put anything there: what is no base64 stays as it is."""
+    try:
+        return base64.b64decode(text, validate=False) if text.isascii() else text.encode()
+    except ValueError:
+        return text.encode()
 
 
 def _say(error: BaseException) -> str:

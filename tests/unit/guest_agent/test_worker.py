@@ -204,3 +204,14 @@ async def test_input_waits_for_a_program_that_does_not_read(agent: Agent) -> Non
     while isinstance(event := await call.read(), pb.ExecutionEvent):
         output += event.output.data
     assert output == b"2097152\n"
+
+
+async def test_pictures_are_bytes_whoever_shows_them(agent: Agent) -> None:
+    source = (
+        "import base64\nfrom IPython.display import Image, display\n"
+        "png = b'\\x89PNG\\r\\n\\x1a\\n' + bytes(range(256))\ndisplay(Image(png, format='png'))"
+    )
+    outcome = await agent.code(source)
+    assert outcome.results is not None
+    (png,) = (data for (_, mime), data in outcome.results.items() if mime == "image/png")
+    assert png == b"\x89PNG\r\n\x1a\n" + bytes(range(256))
