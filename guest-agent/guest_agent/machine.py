@@ -16,7 +16,8 @@ from sandpool.guest.v1 import guest_pb2 as pb
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 MS_BIND = 4096
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-RUN = Path("/run/sandpool")
+FRESH_BOOT_ID = Path("/run/sandpool/boot_id")
+HOSTNAME, MACHINE_ID = Path("/etc/hostname"), Path("/etc/machine-id")
 
 
 class MachineIdentity:
@@ -24,6 +25,7 @@ class MachineIdentity:
 
     def __init__(self, cgroups: Cgroups) -> None:
         self._cgroups = cgroups
+        self._placed = False
 
     def assume(self, request: pb.PrepareRequest) -> None:
         """Entropy first: the boot id comes from it."""
@@ -33,27 +35,40 @@ class MachineIdentity:
             fcntl.ioctl(device, RNDRESEEDCRNG)
         time.clock_settime(time.CLOCK_REALTIME, request.now.ToNanoseconds() / 1e9)
         socket.sethostname(request.hostname)
-        Path("/etc/hostname").write_text(request.hostname + "\n")
-        Path("/etc/machine-id").write_text(request.machine_id + "\n")
-        self._renew_boot_id()
+        HOSTNAME.write_text(request.hostname + "\n")
+        MACHINE_ID.write_text(request.machine_id + "\n")
+        if not self._placed:  # not from a template
+            self._place_boot_id()
+        FRESH_BOOT_ID.write_text(_uuid(bytearray(os.urandom(16))) + "\n")
         if request.max_processes:
             self._cgroups.limit_processes(request.max_processes)
 
-    def _renew_boot_id(self) -> None:
-        """The kernel's own is fixed for a boot, and a clone has not booted: another one is mounted over it."""
-        raw = bytearray(os.urandom(16))
-        raw[6], raw[8] = raw[6] & 0x0F | 0x40, raw[8] & 0x3F | 0x80
-        digits = raw.hex()
-        RUN.mkdir(mode=0o755, exist_ok=True)
-        fresh = RUN / "boot_id"
-        fresh.write_text("-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])) + "\n")
+    def _place_boot_id(self) -> None:
+        """The kernel's own is fixed for a boot, and a clone has not booted: a file is mounted over it."""
+        FRESH_BOOT_ID.parent.mkdir(mode=0o755, exist_ok=True)
+        FRESH_BOOT_ID.touch(mode=0o644)
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.mount(bytes(fresh), bytes(BOOT_ID), None, MS_BIND, None) != 0:
+        if libc.mount(bytes(FRESH_BOOT_ID), bytes(BOOT_ID), None, MS_BIND, None) != 0:
             raise OSError(ctypes.get_errno(), "cannot mount a fresh boot_id")
+        self._placed = True
 
     def settle(self) -> None:
-        """Dirty pages in a template are copied by every clone that writes them back, and what the collector visits."""
+        """Do in the template what every clone would have to do, and leave little that a clone would copy.
+
+        The files of assume() get their places (a first write copies them up, a mount costs 30 ms emulated), dirty pages
+        are written, and the collector will not visit what is there now.
+        """
+        for path in (HOSTNAME, MACHINE_ID):
+            path.write_text("\n")
+        self._place_boot_id()
         gc.collect()
         gc.freeze()
         os.sync()
-        Path("/proc/sys/vm/drop_caches").write_text("3\n")
+        Path("/proc/sys/vm/drop_caches").write_text("1\n")  # names stay: each clone would look them up again
+
+
+def _uuid(raw: bytearray) -> str:
+    """Version 4, as the kernel writes it."""
+    raw[6], raw[8] = raw[6] & 0x0F | 0x40, raw[8] & 0x3F | 0x80
+    digits = raw.hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
