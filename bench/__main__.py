@@ -14,7 +14,7 @@ from bench.installation import installation
 from bench.rows import Row, report
 from service_kit import log
 
-VMS = 4
+VMS = 8
 
 
 async def measure() -> list[Row]:

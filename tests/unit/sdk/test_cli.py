@@ -105,21 +105,22 @@ def test_pools_and_nodes(address: str) -> None:
     assert json.loads(sandpool(address, "nodes", "--json").stdout)[0]["driver"] == "fake"
 
 
-def start(address: str, source: str) -> subprocess.Popen[bytes]:
+def start(address: str, source: str, before: str = "") -> subprocess.Popen[bytes]:
     """Running, and past its first line of output."""
     environment = {**os.environ, "SANDPOOL_ADDRESS": address}
-    command = [*SANDPOOL, "run", "--session", "interrupted", "-c", "print('go', flush=True)\n" + source]
+    command = [*SANDPOOL, "run", "--session", "interrupted", "-c", f"{before}\nprint('go', flush=True)\n{source}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert process.stdout is not None and process.stdout.readline() == b"go\n"
     return process
 
 
 def test_ctrl_c_cancels_and_keeps_the_state(address: str) -> None:
-    process = start(address, "kept = 1\nimport time\ntime.sleep(1000)")
+    process = start(address, "import time\ntime.sleep(1000)", before="kept = 1")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and b"CANCELLED" in errors
-    assert sandpool(address, "run", "--session", "interrupted", "-c", "kept").stdout == b"1\n"
+    after = sandpool(address, "run", "--session", "interrupted", "-c", "kept")
+    assert after.stdout == b"1\n", (errors, after)
 
 
 def test_a_reader_that_goes_away_ends_the_program(address: str) -> None:
