@@ -51,6 +51,7 @@ async def events(
                             call.answered()
                         if admitted:
                             _complete(event, call, check, issued)
+                            _trace(event, span)
                             yield event
                         mark = time.perf_counter()
                         client += mark - now
@@ -71,6 +72,14 @@ async def events(
         span.end()
         telemetry.add_stage("guest", guest)
         telemetry.add_stage("client", client)
+
+
+def _trace(event: pb.ExecutionEvent, span: trace.Span) -> None:
+    """The guest's own stages as spans, no longer than the whole: its numbers are not to be trusted."""
+    if event.HasField("ended"):
+        timings = event.ended.timings
+        for name, microseconds in (("guest.queue", timings.guest_queue_us), ("guest.run", timings.guest_run_us)):
+            telemetry.add_span(name, min(microseconds, timings.total_us) / 1e6, span)
 
 
 def _attach(route: Route, check: StreamCheck, options: dict[str, Any]) -> Stream:

@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from sandpool.v1 import node_pb2, node_pb2_grpc
-from service_kit import capability, config, errors, rpc, server
+from service_kit import capability, config, errors, rpc, server, telemetry
 
 
 @dataclass(frozen=True)
@@ -91,3 +96,18 @@ async def test_an_open_listener_without_tls_is_refused() -> None:
     with pytest.raises(server.ListenRefused):
         async with server.serve(["0.0.0.0:0"], {}):
             pass
+
+
+def test_a_span_that_was_measured_elsewhere_has_its_length_and_its_parent() -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("test")
+    with patch.object(trace, "get_tracer", lambda _name: tracer):
+        parent = tracer.start_span("guest")
+        telemetry.add_span("guest.run", 0.25, parent)
+        parent.end()
+    (child, outer) = exporter.get_finished_spans()
+    assert child.parent is not None and child.parent.span_id == outer.context.span_id
+    assert child.end_time is not None and child.start_time is not None
+    assert child.end_time - child.start_time == 250_000_000
