@@ -83,7 +83,7 @@ def _trace(event: pb.ExecutionEvent, span: trace.Span) -> None:
 
 
 def _attach(route: Route, check: StreamCheck, options: dict[str, Any]) -> Stream:
-    request = pb.AttachRequest(execution_id=check.execution_id, position=check.resume_position)
+    request = pb.AttachRequest(execution_id=check.execution_id, position=check.position)
     return route.executions.Attach(request, **options)
 
 

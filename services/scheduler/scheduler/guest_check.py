@@ -48,15 +48,12 @@ class StreamState(Enum):
 class StreamCheck:
     """Checks the events of one client's stream.
 
-    position: next_position of the last event that was admitted. resume_position: where to attach after a cut. A guest
-    may say several gaps with the position after all of them: whoever attached there would miss the rest, so that is
-    before them.
+    position: next_position of the last event that was admitted, and where to attach after a cut.
     """
 
     def __init__(self, execution_id: str, position: int) -> None:
         self.state = StreamState.AWAITED
         self.position = position
-        self.resume_position = position
         self.started = False
         self.execution_id = execution_id
         self._resumed = False
@@ -70,7 +67,7 @@ class StreamCheck:
         self._repeats = 0
 
     def resume(self) -> None:
-        """The stream was cut: the next one attaches at resume_position."""
+        """The stream was cut: the next one attaches at position."""
         if self.state is StreamState.STREAMING:
             self.state = StreamState.AWAITED
         self._resumed = True
@@ -118,8 +115,6 @@ class StreamCheck:
             self.position, self._empty_here, self._repeats = position, 0, 0
         elif kind == "result":
             self._empty_here += 1
-        if kind != "gap":
-            self.resume_position = position
 
     def _is_repeat(self, event: pb.ExecutionEvent) -> bool:
         """Whether a resumed guest says again a result that has no bytes, and so no position of its own."""
@@ -131,7 +126,7 @@ class StreamCheck:
     def _admit_started(self, event: pb.ExecutionEvent) -> bool:
         if event.started.execution_id != self.execution_id:
             raise GuestProtocolError("another execution_id than asked for")
-        if event.next_position != self.resume_position:
+        if event.next_position != self.position:
             raise GuestProtocolError("another position than asked for")
         self.state = StreamState.STREAMING
         repeated, self.started = self.started, True
