@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import signal
 import sys
@@ -36,6 +37,11 @@ class Installation:
     def vms(self) -> Path:
         """A directory per VM."""
         return self.state_dir / "node" / "vms"
+
+    @property
+    def tunnel_address(self) -> str:
+        """Of its node."""
+        return str(json.loads((self.state_dir / "node" / "tunnel.json").read_text())["address"])
 
     def tunnel(self, vm_id: str, tunnel_address: str) -> grpc.aio.Channel:
         """To a guest agent without the scheduler."""

@@ -8,9 +8,6 @@ import socket
 import time
 from pathlib import Path
 
-from grpclib.config import Configuration
-from grpclib.server import Server
-
 from guest_agent.activity import Activity
 from guest_agent.cgroup import Cgroups
 from guest_agent.contained import Tree
@@ -18,6 +15,7 @@ from guest_agent.execution import Executions
 from guest_agent.execution_service import ExecutionService
 from guest_agent.file_service import FileService
 from guest_agent.guest_service import GuestService
+from guest_agent.http2 import CONFIGURATION, AgentServer
 from guest_agent.launch import Launcher, renounce
 from guest_agent.machine import MachineIdentity
 from guest_agent.native import NativeIdentity
@@ -26,9 +24,6 @@ from guest_agent.rpc import Service
 from guest_agent.serial import SerialServer, find_ports
 from sandpool.guest.v1 import guest_pb2
 from sandpool.v1 import execution_pb2, file_pb2
-
-# Windows of HTTP/2: what a stream and a connection may have under way.
-CONFIGURATION = Configuration(http2_connection_window_size=1 << 20, http2_stream_window_size=1 << 18)
 
 # The user of user code in the image.
 SANDBOX_USER = 1000
@@ -48,7 +43,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     execution = ExecutionService(executions, python, launcher)
     files = FileService(Tree(data, user))
     guest = GuestService(executions, python, NativeIdentity() if cgroups is None else MachineIdentity(cgroups))
-    server = Server(
+    server = AgentServer(
         [
             Service(execution_pb2.DESCRIPTOR.services_by_name["ExecutionService"], execution.methods(), activity),
             Service(file_pb2.DESCRIPTOR.services_by_name["FileService"], files.methods(), activity),
@@ -75,13 +70,13 @@ def confine() -> Cgroups:
     return cgroups
 
 
-async def listen(server: Server, unix: Path | None) -> None:
+async def listen(server: AgentServer, unix: Path | None) -> None:
     """On a unix socket, on every virtio-serial port of ours, or on vsock."""
     if unix is not None:
         await server.start(path=str(unix))
     elif ports := list(find_ports()):
         server._server_closed_fut = None  # grpclib's protocols ask for it; there is no asyncio server behind these
-        SerialServer(server._protocol_factory, ports)
+        SerialServer(server.protocol, ports)
     else:  # /dev/vsock says nothing: the module makes it without a device
         listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
         listener.bind((socket.VMADDR_CID_ANY, VSOCK_PORT))

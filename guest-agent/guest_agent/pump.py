@@ -1,10 +1,13 @@
 """From a pipe of a program into its execution's output, held back while readers are behind."""
 
 import asyncio
+import contextlib
+import fcntl
 import os
 from collections.abc import Callable
 
-READ_BYTES = 128 << 10
+# Both ends do more at a time: with the default of 64 KiB every message is a quarter of what it may be.
+PIPE_BYTES = READ_BYTES = 256 << 10
 
 
 class Pump:
@@ -12,6 +15,8 @@ class Pump:
 
     def __init__(self, descriptor: int, sink: Callable[[bytes], None], room: Callable[[], bool]) -> None:
         os.set_blocking(descriptor, False)
+        with contextlib.suppress(OSError):  # not a pipe, or the user's share of such memory is used up
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._descriptor = descriptor
         self._sink = sink
         self._room = room

@@ -24,6 +24,8 @@ from sandpool.v1 import (
 DEFAULT_ADDRESS = "127.0.0.1:7280"
 ADDRESS_VARIABLE = "SANDPOOL_ADDRESS"
 MAX_MESSAGE_BYTES = 16 << 20
+# A chunk of output or of a file is one frame: with the default of 16 KiB it is eight, each handled on its own.
+MAX_FRAME_BYTES = 1 << 20
 
 
 class AsyncClient:
@@ -34,6 +36,7 @@ class AsyncClient:
         options = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.http2.max_frame_size", MAX_FRAME_BYTES),
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.max_reconnect_backoff_ms", 1_000),
             ("grpc.initial_reconnect_backoff_ms", 100),

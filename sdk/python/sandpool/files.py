@@ -17,7 +17,7 @@ from sandpool.upload import upload
 from sandpool.v1 import file_pb2 as pb
 from sandpool.v1 import file_pb2_grpc, session_pb2
 
-CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 1 << 20
 Progress = Callable[[int], None]
 
 

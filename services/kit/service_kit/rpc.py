@@ -8,6 +8,9 @@ import grpc
 # The scheduler bounds code, stdin and env at 1 MiB; a caller that sends more gets that answer, not this limit's.
 MAX_RECEIVE_BYTES = 16 << 20
 
+# A chunk of output or of a file is one frame: with the default of 16 KiB it is eight, each handled on its own.
+MAX_FRAME_BYTES = 1 << 20
+
 # An ambient http_proxy would send loopback channels elsewhere.
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_http_proxy", 0),
@@ -28,6 +31,7 @@ SERVER_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 262_144),
+    ("grpc.http2.max_frame_size", MAX_FRAME_BYTES),
 )
 
 _LOOPBACK = re.compile(r"unix:/.+|127\.0\.0\.1:\d+|localhost:\d+|\[::1\]:\d+")
@@ -53,6 +57,7 @@ def tunnel_channel(vm_id: str, tunnel_address: str, capability: str) -> grpc.aio
         ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
         ("grpc.max_send_message_length", MAX_RECEIVE_BYTES),
         ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.http2.max_frame_size", MAX_FRAME_BYTES),
         ("grpc.default_authority", f"{vm_id}.vm.invalid"),
         ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
