@@ -9,36 +9,32 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import control, execute, vms
+from bench import bursts, control, deadlines, execute, many, streams, vms
 from bench.installation import installation
 from bench.rows import Row, report
+from sandpool import AsyncClient
 from service_kit import log
-
-VMS = 8
 
 
 async def measure() -> list[Row]:
     """One after the other: they share the CPUs."""
     work = Path(tempfile.mkdtemp(prefix="sandpool-bench-", dir="/tmp"))
     try:
-        rows = await control.rows(work)
+        rows = [deadlines.expiry(), *await control.rows(work / "control")]
+        rows += [await many.scheduler_memory(work / "routes"), await many.agent_memory(work)]
+        async with installation("fake", 1) as up:
+            rows += await execute.native(up)
+            rows += await streams.rows(up, work)
     finally:
         shutil.rmtree(work)
-    async with installation("fake", 1) as up:
-        rows += await execute.native(up)
-    async with installation("qemu", VMS) as up:
-        await _until_full(up.address)
-        rows += await vms.rows(up)
+    async with installation("qemu", bursts.BURST) as up, AsyncClient(up.address) as client:
+        await bursts.until_warm(client, bursts.BURST)
+        template = await vms.template(up)
+        rows += await bursts.rows(up, template)
+        rows += await vms.rows(up, template)
         rows.append(await execute.emulated(up))
+    rows.append(await many.concurrency())
     return rows
-
-
-async def _until_full(address: str) -> None:
-    from sandpool import AsyncClient
-
-    async with AsyncClient(address) as client:
-        while (await client.pools.get("python")).counts.warm < VMS:  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,13 @@ class InstantNode(node_pb2_grpc.NodeAgentServiceServicer):
 
 
 @asynccontextmanager
-async def pool_manager(work: Path) -> AsyncIterator[grpc.aio.Channel]:
-    """A pool-manager process with BURST + SEQUENTIAL warm VMs, and room for no more: nothing is refilled meanwhile."""
+async def pool_manager(
+    work: Path, vms: int, agent: InstantNode, tunnel_address: str = "127.0.0.1:1"
+) -> AsyncIterator[tuple[grpc.aio.Channel, bytes]]:
+    """A pool-manager process with so many warm VMs, and room for no more: nothing is refilled meanwhile.
+
+    Its channel (it listens on work/pm), and the key that it signs capabilities with.
+    """
     settings = f'listen = ["unix:{work}/pm"]\nstore = "{work}/store.db"\nkey = "{work}/key"\n'
     (work / "pm.toml").write_text(settings)
     with (work / "pm.log").open("wb") as log:
@@ -65,23 +70,23 @@ async def pool_manager(work: Path) -> AsyncIterator[grpc.aio.Channel]:
     assert process.stdout is not None
     await process.stdout.readline()
     name = "sandpool.node.v1.NodeAgentService"
-    add = {name: lambda grpc_server: node_pb2_grpc.add_NodeAgentServiceServicer_to_server(InstantNode(), grpc_server)}
+    add = {name: lambda grpc_server: node_pb2_grpc.add_NodeAgentServiceServicer_to_server(agent, grpc_server)}
     try:
         async with server.serve([f"unix:{work}/node"], add), rpc.open_channel(f"unix:{work}/pm") as channel:
             registry = pool_pb2_grpc.NodeRegistryServiceStub(channel)
             request = pool_pb2.RegisterRequest(
-                node_id="bench", agent_address=f"unix:{work}/node", tunnel_address="127.0.0.1:1"
+                node_id="bench", agent_address=f"unix:{work}/node", tunnel_address=tunnel_address
             )
-            await registry.Register(request)
+            key = (await registry.Register(request)).capability_public_key
             pools = public_pool_grpc.PoolServiceStub(channel)
-            spec = public_pool.PoolSpec(ready_target=BURST + SEQUENTIAL, max_sessions=BURST + SEQUENTIAL)
+            spec = public_pool.PoolSpec(ready_target=min(vms, 1000), max_sessions=vms)
             await pools.Create(public_pool.CreatePoolRequest(name="bench", spec=spec))
             while True:
                 pool = (await pools.Get(public_pool.GetPoolRequest(name="bench"))).pool
-                if pool.counts.warm >= BURST + SEQUENTIAL:
+                if pool.counts.warm >= min(vms, 1000):
                     break
                 await asyncio.sleep(0.1)
-            yield channel
+            yield channel, key
             process.terminate()
             await process.wait()
     finally:
@@ -123,10 +128,11 @@ async def echo_and_commit(work: Path) -> tuple[list[float], list[float]]:
 
 
 async def rows(work: Path) -> list[Row]:
-    """acquire and acquire_rate."""
+    """acquire and acquire_rate. work is made."""
+    work.mkdir()
     calls, commits = await echo_and_commit(work)
     baseline = p50(calls) + p50(commits)
-    async with pool_manager(work) as channel:
+    async with pool_manager(work, BURST + SEQUENTIAL, InstantNode()) as (channel, _):
         stub = pool_pb2_grpc.AssignmentServiceStub(channel)
         times, failures = [], 0
         for number in range(SEQUENTIAL):

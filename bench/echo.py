@@ -32,9 +32,7 @@ async def _main() -> None:
         "bench.Echo",
         {
             "Echo": grpc.unary_unary_rpc_method_handler(_echo),
-            "Stream": grpc.unary_stream_rpc_method_handler(
-                _stream, response_serializer=OutputChunk.SerializeToString
-            ),
+            "Stream": grpc.unary_stream_rpc_method_handler(_stream, response_serializer=OutputChunk.SerializeToString),
         },
     )
     server.add_generic_rpc_handlers((handler,))

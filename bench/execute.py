@@ -75,10 +75,9 @@ async def native(up: Installation) -> list[Row]:
 
 async def emulated(up: Installation) -> Row:
     """execute_emulated, on a QEMU VM; the baseline goes through the same tunnel."""
-    record = json.loads((up.state_dir / "node" / "tunnel.json").read_text())
     async with rpc.open_channel(up.address) as through:
         vm_id = await open_session(through)
-        async with up.tunnel(vm_id, record["address"]) as direct:
+        async with up.tunnel(vm_id, up.tunnel_address) as direct:
             whole, straight, _ = await compare(through, direct, CALLS // 3)
     value, baseline = p50(whole), p50(straight)
     name = "tunnel, without scheduler"

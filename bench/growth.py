@@ -46,18 +46,16 @@ class Growth:
 
 def services(up: Installation, vm_id: str) -> dict[str, int]:
     """Every process that the bytes of a session pass through, this one included."""
-    wanted = {"scheduler": "scheduler", "node_agent.tunnel": "tunnel", "guest_agent": f"/{vm_id}/"}
+    wanted = {"scheduler": up.state_dir, "node_agent.tunnel": up.state_dir, "guest_agent": up.vms / vm_id}
     found = {"client": os.getpid()}
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            words = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            program, *arguments = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        line = " ".join(words)
-        module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
-        if module in wanted and words[0].endswith(("python", "python3")) and str(up.state_dir) in line:
-            if module != "guest_agent" or wanted[module] in line:
-                found[module] = int(path.name)
+        module = arguments[1] if "python" in program and arguments[:1] == ["-m"] else ""
+        if module in wanted and str(wanted[module]) in " ".join(arguments):
+            found[module] = int(path.name)
     missing = set(wanted) - set(found)
     if missing:
         raise RuntimeError(f"not running: {', '.join(sorted(missing))}")

@@ -69,12 +69,11 @@ async def clones(up: Installation, template: node_pb2.Template) -> list[float]:
 
 async def first_pandas(up: Installation, vm_ids: list[str]) -> tuple[list[float], list[float], list[float]]:
     """Seconds of the first pandas in fresh VMs, MiB afterwards, and seconds of a process that imports it itself."""
-    address = json.loads((up.state_dir / "node" / "tunnel.json").read_text())["address"]
     times: list[float] = []
     memory: list[float] = []
     alone: list[float] = []
     for vm_id in vm_ids:
-        async with up.tunnel(vm_id, address) as channel:
+        async with up.tunnel(vm_id, up.tunnel_address) as channel:
             seconds, ended = await execute(channel, code(PANDAS))
             assert ended.exit_code == 0
             times.append(seconds)
@@ -86,15 +85,24 @@ async def first_pandas(up: Installation, vm_ids: list[str]) -> tuple[list[float]
     return times, memory, alone
 
 
-async def rows(up: Installation) -> list[Row]:
-    """clone, first_pandas, idle_memory and used_memory."""
+async def template(up: Installation) -> node_pb2.Template:
+    """What the VMs of the pool are cloned from."""
     snapshot = await up.snapshot()
-    warm = [vm.vm_id for vm in snapshot.vms if vm.state == node_pb2.VM_STATE_READY]
-    (template,) = [one for one in snapshot.templates if one.template_id == snapshot.vms[-1].template_id]
+    (found,) = [one for one in snapshot.templates if one.template_id == snapshot.vms[-1].template_id]
+    return found
+
+
+def machine_of(template: node_pb2.Template) -> tuple[Path, MachineSpec]:
+    """Where a template is, and the size of its VMs."""
     resources = template.resources
     machine = MachineSpec(resources.vcpus, resources.memory_bytes, resources.disk_bytes)
-    directory = Path.home() / ".cache" / "sandpool" / "templates" / template.template_id
-    raw, raw_memory = await raw_clones(directory, machine, up.state_dir)
+    return Path.home() / ".cache" / "sandpool" / "templates" / template.template_id, machine
+
+
+async def rows(up: Installation, template: node_pb2.Template) -> list[Row]:
+    """clone, first_pandas, idle_memory and used_memory."""
+    warm = [vm.vm_id for vm in (await up.snapshot()).vms if vm.state == node_pb2.VM_STATE_READY]
+    raw, raw_memory = await raw_clones(*machine_of(template), up.state_dir)
     own = await clones(up, template)
     idle = [pss_of(up, vm_id) for vm_id in warm]
     pandas, used, alone = await first_pandas(up, warm)
