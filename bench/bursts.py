@@ -49,7 +49,7 @@ async def raw_burst(template: Path, machine: MachineSpec, work: Path) -> float:
 
 async def own_burst(up: Installation, template: node_pb2.Template, run: int) -> float:
     """Seconds of BURST CreateVm at once: cloned, unique and proven."""
-    ids = [f"{run:013d}{number:013d}" for number in range(BURST)]
+    ids = [f"b{run:012d}{number:013d}" for number in range(BURST)]
     async with up.node_agent() as stub:
         requests = []
         for vm_id in ids:
