@@ -13,6 +13,7 @@ from opentelemetry import trace
 from opentelemetry.context import attach
 
 from service_kit import errors, telemetry
+from service_kit.rpc_metrics import MethodMetrics, RpcMetrics
 
 log = structlog.get_logger("rpc")
 
@@ -22,6 +23,9 @@ QUIET_PREFIXES = ("/grpc.health.", "/grpc.reflection.")
 
 class RpcInterceptor(grpc.aio.ServerInterceptor):
     """Wraps handlers of all four kinds. Handlers raise SandpoolError; anything else is INTERNAL and logged whole."""
+
+    def __init__(self, calls: RpcMetrics) -> None:
+        self._calls = calls
 
     async def intercept_service(
         self,
@@ -33,26 +37,29 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith(QUIET_PREFIXES):
             return handler  # type: ignore[no-any-return]
+        calls = self._calls.of(method)
         if handler.unary_unary:
-            return handler._replace(unary_unary=_unary(method, handler.unary_unary))  # type: ignore[no-any-return]
+            return handler._replace(unary_unary=_unary(method, calls, handler.unary_unary))  # type: ignore[no-any-return]
         if handler.stream_unary:
-            return handler._replace(stream_unary=_unary(method, handler.stream_unary))  # type: ignore[no-any-return]
+            return handler._replace(stream_unary=_unary(method, calls, handler.stream_unary))  # type: ignore[no-any-return]
         if handler.unary_stream:
-            return handler._replace(unary_stream=_stream(method, handler.unary_stream))  # type: ignore[no-any-return]
-        return handler._replace(stream_stream=_stream(method, handler.stream_stream))  # type: ignore[no-any-return]
+            return handler._replace(unary_stream=_stream(method, calls, handler.unary_stream))  # type: ignore[no-any-return]
+        return handler._replace(stream_stream=_stream(method, calls, handler.stream_stream))  # type: ignore[no-any-return]
 
 
-def _unary(method: str, handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def _unary(method: str, calls: MethodMetrics, handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        async with _rpc(method, context):
+        async with _rpc(method, calls, context):
             return await handler(request, context)
 
     return call
 
 
-def _stream(method: str, handler: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+def _stream(
+    method: str, calls: MethodMetrics, handler: Callable[..., AsyncIterator[Any]]
+) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        async with _rpc(method, context):
+        async with _rpc(method, calls, context):
             async for response in handler(request, context):
                 yield response
 
@@ -60,14 +67,15 @@ def _stream(method: str, handler: Callable[..., AsyncIterator[Any]]) -> Callable
 
 
 @asynccontextmanager
-async def _rpc(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-    record = telemetry.begin()
+async def _rpc(method: str, calls: MethodMetrics, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
     begun = time.perf_counter()
+    record = telemetry.begin()
     code = "CANCELLED"  # what it was if nothing below says otherwise
     parent = telemetry.incoming(context.invocation_metadata() or ())
     span = trace.get_tracer("sandpool").start_span(method[1:], parent, kind=trace.SpanKind.SERVER)
     # Never detached: the rpc has its task to itself, and a stream whose client is gone is closed by another one.
     attach(trace.set_span_in_context(span))
+    calls.begin()
     try:
         yield
         code = "OK"
@@ -85,8 +93,10 @@ async def _rpc(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Asyn
         log.exception("rpc_failed", method=method)
         await context.abort_with_status(errors.to_status(errors.Internal("INTERNAL", "an internal error; see log")))
     finally:
+        seconds = time.perf_counter() - begun
+        calls.end(code, seconds)
         with trace.use_span(span, end_on_exit=True):
-            _write_line(method, code, time.perf_counter() - begun, record)
+            _write_line(method, code, seconds, record)
             if code not in ("OK", "CANCELLED"):
                 span.set_status(trace.StatusCode.ERROR, code)
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from service_kit import metrics
+from service_kit.health import Health, HealthService
 from service_kit.interceptor import RpcInterceptor
 from service_kit.rpc import SERVER_OPTIONS, is_local
+from service_kit.rpc_metrics import RpcMetrics
 
 # Streams in flight get this long to end by themselves after SIGTERM.
 DRAIN_SECONDS = 10.0
@@ -37,33 +39,36 @@ class Serving:
 
     server: grpc.aio.Server
     addresses: tuple[str, ...]
-    health: HealthServicer
+    health: Health
 
 
 @asynccontextmanager
 async def serve(
-    listen: Iterable[str], services: Mapping[str, Callable[[grpc.aio.Server], None]]
+    listen: Iterable[str],
+    services: Mapping[str, Callable[[grpc.aio.Server], None]],
+    health: Health | None = None,
 ) -> AsyncIterator[Serving]:
     """Serve until the block ends, then refuse new calls and give those in flight DRAIN_SECONDS.
 
     services maps full names to functions that add the servicer. listen has unix:PATH or 127.0.0.1:PORT (0: any free
-    one). Raises ListenRefused.
+    one). health: what the services depend on; its owner tells it what becomes of that. Raises ListenRefused.
     """
-    server = grpc.aio.server(interceptors=(RpcInterceptor(),), options=SERVER_OPTIONS)
-    health = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    calls = RpcMetrics()
+    server = grpc.aio.server(interceptors=(RpcInterceptor(calls),), options=SERVER_OPTIONS)
+    health = health or Health()
+    health.serves(services)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthService(health), server)
     for add in services.values():
         add(server)
     names = (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     addresses = tuple([_bind(server, address) for address in listen])
     await server.start()
-    for name in ("", *services):
-        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
-        yield Serving(server, addresses, health)
+        with metrics.reading(calls.read):
+            yield Serving(server, addresses, health)
     finally:
-        await health.enter_graceful_shutdown()
+        health.drain()
         await server.stop(DRAIN_SECONDS)
 
 
@@ -80,9 +85,14 @@ def _bind(server: grpc.aio.Server, address: str) -> str:
 
 
 def say_ready(service: str, serving: Serving) -> None:
+    """Tell whoever started us where we serve."""
+    print_ready(service, *serving.addresses)
+
+
+def print_ready(service: str, *addresses: str) -> None:
     """The one line on stdout that whoever started us waits for; that may be nobody any more."""
     with suppress(BrokenPipeError):
-        print("ready", service, *serving.addresses, flush=True)
+        print("ready", service, *addresses, flush=True)
 
 
 def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:

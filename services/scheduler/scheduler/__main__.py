@@ -9,13 +9,18 @@ from functools import partial
 from pathlib import Path
 
 from sandpool.v1 import execution_pb2_grpc, file_pb2_grpc, node_pb2, pool_pb2, session_pb2
+from scheduler import metrics
 from scheduler.config import SchedulerConfig
 from scheduler.execution_service import ExecutionService
 from scheduler.file_service import FileService
 from scheduler.forward import add_forward
 from scheduler.pool_manager import PoolManager
 from scheduler.routes import Routes
-from service_kit import config, log, rpc, server, telemetry
+from service_kit import config, health, log, pages, rpc, server, telemetry
+from service_kit.metrics import reading
+
+# Who says whether sessions can be had.
+POOL_MANAGER, ASSIGNMENT = "pool-manager", "sandpool.pool.v1.AssignmentService"
 
 
 @asynccontextmanager
@@ -33,10 +38,18 @@ async def serving(settings: SchedulerConfig) -> AsyncIterator[server.Serving]:
         for descriptor, name in ((pool_pb2, "PoolService"), (session_pb2, "SessionService"), (node_pb2, "NodeService")):
             service = descriptor.DESCRIPTOR.services_by_name[name]
             services[service.full_name] = partial(add_forward, service, upstream)
+        state = health.Health({POOL_MANAGER: services})
+        following = asyncio.create_task(health.follow(upstream, ASSIGNMENT, state, POOL_MANAGER))
         try:
-            async with server.serve(settings.listen, services) as it:
-                yield it
+            async with (
+                server.serve(settings.listen, services, state) as it,
+                pages.observed(settings.metrics_listen, "scheduler", state),
+            ):
+                with reading(partial(metrics.read, routes)):
+                    yield it
         finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
             await routes.close()
 
 
@@ -57,7 +70,7 @@ def main() -> None:
     try:
         settings = config.load(SchedulerConfig, arguments.config)
         server.run(partial(serve, settings))
-    except (config.ConfigError, server.ListenRefused) as error:
+    except (config.ConfigError, server.ListenRefused, pages.PagesRefused) as error:
         sys.exit(f"sandpool-scheduler: {error}")
 
 

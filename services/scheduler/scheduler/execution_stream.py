@@ -10,6 +10,7 @@ import grpc
 from opentelemetry import trace
 
 from sandpool.v1 import execution_pb2 as pb
+from scheduler import metrics
 from scheduler.guest_check import GuestProtocolError, StreamCheck, StreamState
 from scheduler.routes import Route
 from scheduler.session_call import SessionCall, cut
@@ -52,6 +53,7 @@ async def events(
                         if admitted:
                             _complete(event, call, check, issued)
                             _trace(event, span)
+                            metrics.count_event(event)
                             yield event
                         mark = time.perf_counter()
                         client += mark - now

@@ -10,7 +10,7 @@ import grpc
 
 from sandpool.v1 import execution_pb2
 from sandpool.v1 import file_pb2 as pb
-from scheduler import file_validation
+from scheduler import file_validation, metrics
 from scheduler.file_check import ReadCheck, check_written
 from scheduler.guest_check import GuestProtocolError
 from scheduler.routes import Route
@@ -34,6 +34,7 @@ async def read(call: SessionCall, request: pb.ReadFileRequest) -> AsyncIterator[
                     if response.HasField("info"):
                         call.answered()
                         response.info.session.CopyFrom(call.binding)
+                    metrics.TO_CLIENT.inc(len(response.data))
                     yield response
                 check.finish()
                 return
@@ -104,6 +105,7 @@ async def _send(
         async for message in messages:
             file_validation.check_data(message)
             await stream.write(message)
+            metrics.TO_GUEST.inc(len(message.data))
         await stream.done_writing()
     except (asyncio.InvalidStateError, grpc.aio.AioRpcError):  # it has ended; its status says why
         return False

@@ -80,6 +80,17 @@ class Routes:
         self._acquires: Flights[Acquired] = Flights()
         self._reports: Flights[pool_pb2.ReportVmResponse] = Flights()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._open = 0
+
+    @property
+    def known(self) -> int:
+        """Routes in the cache."""
+        return len(self._cache)
+
+    @property
+    def channels(self) -> int:
+        """Channels that are not closed: of known routes, and of others that are still in use."""
+        return self._open
 
     def cached(self, key: Key) -> Route | None:
         """The known route of a session."""
@@ -105,6 +116,7 @@ class Routes:
         if known is not None and known.epoch >= response.binding.epoch:  # another question was answered meanwhile
             return Acquired(known, session_pb2.SessionBinding(epoch=known.epoch, vm_id=known.vm_id))
         route = Route(key, response, time.monotonic())
+        self._open += 1
         self._close(self._cache.put(key, route))
         return Acquired(route, response.binding)
 
@@ -144,6 +156,7 @@ class Routes:
 
     def _close(self, routes: list[Route]) -> None:
         for route in routes:
+            self._open -= 1
             self._own(route.channel.close())
 
     def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

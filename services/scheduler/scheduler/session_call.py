@@ -15,7 +15,7 @@ import grpc
 import structlog
 
 from sandpool.v1 import session_pb2
-from scheduler import guest_errors
+from scheduler import guest_errors, metrics
 from scheduler.guest_check import GuestProtocolError
 from scheduler.routes import Acquired, Route, Routes
 from service_kit import telemetry
@@ -102,6 +102,7 @@ class SessionCall:
         """The guest broke the protocol: its VM is ended. Returns what the client is told."""
         if self.route is None:
             raise error
+        metrics.count_violation(str(error))
         log.warning("guest_protocol", vm_id=self.route.vm_id, rule=str(error))
         await self._routes.report_violation(self.route, str(error))
         return lost(session_pb2.END_REASON_GUEST_PROTOCOL)
@@ -111,8 +112,10 @@ class SessionCall:
         while True:
             route, pinned = self._routes.cached(self._key), self._pinned()
             if route is not None and pinned in (None, route.epoch):
+                metrics.HIT.inc()
                 binding = session_pb2.SessionBinding(epoch=route.epoch, vm_id=route.vm_id)
             else:
+                metrics.MISS.inc()
                 acquired = await self._acquire(pinned)
                 route = acquired.route
                 if route.retired or pinned not in (None, route.epoch):  # since it was asked for
@@ -136,11 +139,13 @@ class SessionCall:
 
     async def _acquire(self, pinned: int | None) -> Acquired:
         while True:
-            begun = time.perf_counter()
+            begun, seconds = time.perf_counter(), metrics.NOT_ACQUIRED
             try:
                 with telemetry.stage("acquire"):
                     allocates = self._allocates and pinned is None
-                    return await self._routes.acquire(self._key, allocates, pinned, self.seconds_left())
+                    acquired = await self._routes.acquire(self._key, allocates, pinned, self.seconds_left())
+                    seconds = metrics.ACQUIRED
+                    return acquired
             except SandpoolError as error:
                 if not self._sent:
                     raise _ended_instead(error, self._expected) from error
@@ -148,13 +153,17 @@ class SessionCall:
                     raise _lost_as(error.metadata.get("end_reason")) from error
                 await self._pause()
             finally:
-                self.acquire_seconds += time.perf_counter() - begun
+                took = time.perf_counter() - begun
+                self.acquire_seconds += took
+                seconds.observe(took)
 
     async def _connect(self, route: Route) -> bool:
         begun = time.perf_counter()
         with telemetry.stage("connect"):
             connected = await route.connect()
-        self.connect_seconds += time.perf_counter() - begun
+        took = time.perf_counter() - begun
+        self.connect_seconds += took
+        (metrics.CONNECTED if connected else metrics.NOT_CONNECTED).observe(took)
         return connected
 
     async def _recover(self, *, repeatable: bool) -> None:

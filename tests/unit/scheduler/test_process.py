@@ -28,9 +28,14 @@ async def test_it_serves_says_so_and_ends(tmp_path: Path) -> None:
     assert await process.stdout.readline() == f"ready scheduler unix:{tmp_path}/s\n".encode()
     async with rpc.open_channel(f"unix:{tmp_path}/s") as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        for service in ("", "sandpool.v1.ExecutionService", "sandpool.v1.NodeService"):
+        for service, serving in (
+            ("", True),
+            ("sandpool.v1.ExecutionService", False),
+            ("sandpool.v1.NodeService", False),
+            ("sandpool.dependency.pool-manager", False),
+        ):
             answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            assert (answer.status == health_pb2.HealthCheckResponse.SERVING) == serving
         executions: execution_pb2_grpc.ExecutionServiceAsyncStub = execution_pb2_grpc.ExecutionServiceStub(channel)
         pools: pool_pb2_grpc.PoolServiceAsyncStub = pool_pb2_grpc.PoolServiceStub(channel)
         cancel = pb.CancelRequest(session=ref(), execution_id="a")
