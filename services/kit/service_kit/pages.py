@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service_kit import metrics
+from service_kit.address import is_local
 from service_kit.health import Health
-from service_kit.rpc import is_local
 
 MAX_CONNECTIONS = 16
 HEADER_BYTES = 8192

@@ -1,6 +1,5 @@
 """Channels between the services."""
 
-import re
 from collections.abc import Sequence
 
 import grpc
@@ -33,13 +32,6 @@ SERVER_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.lookahead_bytes", 262_144),
     ("grpc.http2.max_frame_size", MAX_FRAME_BYTES),
 )
-
-_LOOPBACK = re.compile(r"unix:/.+|127\.0\.0\.1:\d+|localhost:\d+|\[::1\]:\d+")
-
-
-def is_local(address: str) -> bool:
-    """Whether a listener there is reachable from this host only: unix:PATH or loopback with a port."""
-    return _LOOPBACK.fullmatch(address) is not None
 
 
 def open_channel(address: str, options: Sequence[tuple[str, int | str]] = ()) -> grpc.aio.Channel:

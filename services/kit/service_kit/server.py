@@ -14,9 +14,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service_kit import metrics
-from service_kit.health import Health, HealthService
+from service_kit.address import is_local
+from service_kit.health import Health
+from service_kit.health_service import HealthService
 from service_kit.interceptor import RpcInterceptor
-from service_kit.rpc import SERVER_OPTIONS, is_local
+from service_kit.rpc import SERVER_OPTIONS
 from service_kit.rpc_metrics import RpcMetrics
 
 # Streams in flight get this long to end by themselves after SIGTERM.

@@ -13,13 +13,14 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from node_agent import host
+from node_agent import host, metrics
 from node_agent.agent import Agent
 from node_agent.config import Config
 from node_agent.guest import GuestFailed, Guests
 from node_agent.images import BuiltImages, NoImages
 from node_agent.journal import Journal, read_or_make
 from node_agent.ledger import Ledger
+from node_agent.readiness import TUNNEL, make_health, prove_driver
 from node_agent.registration import register_for_ever
 from node_agent.service import NodeAgentService
 from node_agent.templates import ImageSource, Templates
@@ -28,7 +29,9 @@ from node_agent.vmm import GUEST_ADDRESS_FILE, CloneFailed, GuestAddress, Vmm
 from sandpool.node.v1 import node_pb2_grpc
 from sandpool.pool.v1 import pool_pb2
 from sandpool.v1 import node_pb2
-from service_kit import config, log, server, telemetry
+from service_kit import config, log, pages, server, telemetry
+from service_kit.health import Health
+from service_kit.metrics import reading
 
 # A unix socket's path has 107 characters, and those of a VM are the longest: /vms/<26>/port7.lock
 MAX_STATE_PATH = 107 - 45
@@ -64,7 +67,7 @@ async def main_async(settings: Config, stopping: asyncio.Event) -> None:
 async def _serve(settings: Config, stopping: asyncio.Event) -> None:
     """Whatever happens after the tunnel is there: an embedded installation leaves nothing."""
     state = settings.state_dir
-    tunnel = TunnelProcess(state, settings.tunnel_listen)
+    tunnel = TunnelProcess(state, settings.tunnel_listen, settings.tunnel_metrics_listen)
     guests, journal = Guests(state / "keys"), Journal(state)
     guests.install_key()
     guests.tunnel_address = await tunnel.ensure()
@@ -75,9 +78,11 @@ async def _serve(settings: Config, stopping: asyncio.Event) -> None:
     try:
         templates.remove_unused()
         await agent.recover()
-        describe = partial(_describe, settings, vmm)
+        health = make_health()
+        describe = partial(_describe, settings, vmm, health)
         service = NodeAgentService(agent, templates, ledger, await describe(), describe)
-        await _answer(settings, stopping, service, tunnel, guests.tunnel_address)
+        with reading(lambda: metrics.read(agent, ledger, agent.changes)):
+            await _answer(settings, stopping, service, tunnel, health)
     finally:
         if settings.destroy_on_exit:
             await agent.destroy_all()
@@ -86,18 +91,21 @@ async def _serve(settings: Config, stopping: asyncio.Event) -> None:
 
 
 async def _answer(
-    settings: Config, stopping: asyncio.Event, service: NodeAgentService, tunnel: TunnelProcess, tunnel_address: str
+    settings: Config, stopping: asyncio.Event, service: NodeAgentService, tunnel: TunnelProcess, health: Health
 ) -> None:
     """Serve and stay registered until told to stop; then end every Watch."""
     name = "sandpool.node.v1.NodeAgentService"
     add = {name: lambda grpc_server: node_pb2_grpc.add_NodeAgentServiceServicer_to_server(service, grpc_server)}
-    async with server.serve(settings.listen, add) as serving:
+    async with (
+        server.serve(settings.listen, add, health) as serving,
+        pages.observed(settings.metrics_listen, "node-agent", health),
+    ):
         request = pool_pb2.RegisterRequest(
-            node_id=service.node.node_id, agent_address=serving.addresses[0], tunnel_address=tunnel_address
+            node_id=service.node.node_id, agent_address=serving.addresses[0], tunnel_address=tunnel.address
         )
         tasks = [
-            asyncio.create_task(register_for_ever(settings.pool_manager, request, settings.state_dir / "keys")),
-            asyncio.create_task(_keep_tunnel(tunnel)),
+            asyncio.create_task(register_for_ever(settings.pool_manager, request, settings.state_dir / "keys", health)),
+            asyncio.create_task(tunnel.keep(partial(health.set, TUNNEL))),
         ]
         server.say_ready("node-agent", serving)
         await stopping.wait()
@@ -107,9 +115,9 @@ async def _answer(
         await service.close()
 
 
-async def _describe(settings: Config, vmm: Vmm) -> node_pb2.Node:
+async def _describe(settings: Config, vmm: Vmm, health: Health) -> node_pb2.Node:
     """Everything of Node but its state and numbers."""
-    acceleration = await vmm.probe()
+    acceleration = await prove_driver(vmm, health)
     stored = read_or_make(settings.state_dir / "node_id.json", f"node-{os.urandom(5).hex()}")
     return node_pb2.Node(
         node_id=settings.node_id or stored,
@@ -138,11 +146,6 @@ def quiesce_with(guests: Guests, journal: Journal) -> Callable[[GuestAddress], A
     return quiesce
 
 
-async def _keep_tunnel(tunnel: TunnelProcess) -> None:
-    while True:
-        await tunnel.restarted()
-
-
 def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(prog="sandpool-node-agent", description=__doc__)
@@ -156,7 +159,7 @@ def main() -> None:
             raise config.ConfigError(f"setting 'state_dir': too long for sockets, at most {MAX_STATE_PATH} characters")
         with suppress(KeyboardInterrupt):
             server.run(lambda stopping: main_async(settings, stopping))
-    except (config.ConfigError, server.ListenRefused) as error:
+    except (config.ConfigError, server.ListenRefused, pages.PagesRefused) as error:
         sys.exit(f"sandpool-node-agent: {error}")
 
 

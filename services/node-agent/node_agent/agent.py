@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 from google.protobuf import duration_pb2
 
-from node_agent import host
+from node_agent import host, metrics
 from node_agent.guest import GuestFailed, Guests
 from node_agent.journal import KEPT_GONE, Journal
 from node_agent.ledger import Ledger, NodeFull, cost
@@ -61,6 +62,10 @@ class Agent:
     def records(self) -> list[VmRecord]:
         """Every VM that lives, and the latest that do not."""
         return [*self._gone.values(), *(vm.record for vm in self._vms.values())]
+
+    def living(self) -> Iterator[VmRecord]:
+        """Those that exist."""
+        return (vm.record for vm in self._vms.values())
 
     async def recover(self) -> None:
         """Adopt what an earlier agent left and is provably ours and ready; destroy the rest."""
@@ -121,11 +126,11 @@ class Agent:
         begun = time.perf_counter()
         try:
             async with self._clones:
-                with telemetry.stage("clone"):
+                with telemetry.stage("clone"), metrics.timed(metrics.CLONE_SECONDS):
                     vm.running = await self._vmm.clone(template, machine, self._journal.directory(record.vm_id))
                 cloned = time.perf_counter()
                 self._watch_over(vm, vm.running)
-                with telemetry.stage("prepare"):
+                with telemetry.stage("prepare"), metrics.timed(metrics.PREPARE_SECONDS):
                     self._check_unique(await self._guests.prepare(record))
         except (CloneFailed, OSError) as error:
             self._end(vm, end.END_REASON_CREATE_FAILED, str(error))
@@ -205,7 +210,8 @@ class Agent:
             vm.creating.cancel()
             await asyncio.wait([vm.creating])
         if vm.running is not None:
-            await vm.running.destroy()
+            with metrics.timed(metrics.DESTROY_SECONDS):
+                await vm.running.destroy()
         vm.record = vm.record.end(reason, detail)
         await asyncio.to_thread(self._journal.bury, vm.record)
         self._ledger.release(vm.record.vm_id)

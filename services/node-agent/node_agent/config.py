@@ -27,3 +27,6 @@ class Config:
     cpu_overcommit: float = 8.0
     memory_bytes: int = 0
     disk_bytes: int = 0
+    # Where we and our tunnel serve /metrics, /livez and /readyz: unix:PATH or 127.0.0.1:PORT; "" is nowhere.
+    metrics_listen: str = ""
+    tunnel_metrics_listen: str = ""

@@ -8,16 +8,18 @@ from pathlib import Path
 import grpc
 import structlog
 
+from node_agent.readiness import POOL_MANAGER
 from sandpool.pool.v1 import pool_pb2 as pb
 from sandpool.pool.v1 import pool_pb2_grpc
 from service_kit import rpc
+from service_kit.health import Health
 
 log = structlog.get_logger("registration")
 
 EVERY_SECONDS = 5.0
 
 
-async def register_for_ever(pool_manager: str, request: pb.RegisterRequest, keys: Path) -> None:
+async def register_for_ever(pool_manager: str, request: pb.RegisterRequest, keys: Path, health: Health) -> None:
     """Until cancelled. The pool-manager's public key goes to where the tunnel looks for keys."""
     async with rpc.open_channel(pool_manager) as channel:
         stub: pool_pb2_grpc.NodeRegistryServiceAsyncStub
@@ -27,8 +29,10 @@ async def register_for_ever(pool_manager: str, request: pb.RegisterRequest, keys
             try:
                 answer = await stub.Register(request, wait_for_ready=True, timeout=EVERY_SECONDS * 2)
             except grpc.aio.AioRpcError as error:
+                health.set(POOL_MANAGER, False, f"{pool_manager} answers {error.code().name}")
                 log.warning("registration_failed", code=error.code().name)
                 continue
+            health.set(POOL_MANAGER, True)
             if answer.capability_public_key != known:
                 known = answer.capability_public_key
                 part = keys / "pool-manager.part"

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import structlog
 
+from node_agent import metrics
 from node_agent.vmm import CloneFailed, GuestAddress, Image, MachineSpec, Vmm
 from sandpool.node.v1 import node_pb2 as pb
 from sandpool.v1 import pool_pb2
@@ -84,7 +85,8 @@ class Templates:
                 begun = time.monotonic()
                 target = work / "template"
                 target.mkdir()
-                await self._vmm.build(image, machine, target, self._quiesce)
+                with metrics.timed(metrics.BUILD_SECONDS):
+                    await self._vmm.build(image, machine, target, self._quiesce)
                 template = pb.Template(template_id=template_id, source=source)
                 template.resources.vcpus, template.resources.memory_bytes = machine.vcpus, machine.memory_bytes
                 template.resources.disk_bytes = machine.disk_bytes

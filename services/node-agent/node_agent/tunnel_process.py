@@ -8,12 +8,19 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
+
+from node_agent import metrics
 from node_agent.drivers.process import start_time
 
+log = structlog.get_logger("tunnel_process")
+
 RECORD_FILE = "tunnel.json"
+RETRY_SECONDS = 1.0
 
 
 class TunnelFailed(Exception):
@@ -23,10 +30,12 @@ class TunnelFailed(Exception):
 class TunnelProcess:
     """One tunnel per state directory, watched by pidfd."""
 
-    def __init__(self, state_dir: Path, listen: str) -> None:
+    def __init__(self, state_dir: Path, listen: str, metrics_listen: str = "") -> None:
         self._state_dir = state_dir
         self._listen = listen
+        self._metrics_listen = metrics_listen
         self._pid = 0
+        self.address = ""
         self._ended = asyncio.Event()
 
     async def ensure(self) -> str:
@@ -35,17 +44,34 @@ class TunnelProcess:
             record = json.loads((self._state_dir / RECORD_FILE).read_text())
             if start_time(record["pid"]) == record["start_time"]:
                 self._watch(record["pid"])
-                return str(record["address"])
+                self.address = str(record["address"])
+                return self.address
         return await self._start(self._listen)
 
-    async def restarted(self) -> None:
-        """Wait for the tunnel to die, and start it again at its address. Raises TunnelFailed."""
-        await self._ended.wait()
+    async def keep(self, tell: Callable[[bool, str], None]) -> None:
+        """Until cancelled: start it again at its address whenever it dies. tell hears whether it is there, else why."""
+        while True:
+            tell(True, "")
+            await self._ended.wait()
+            tell(False, "it died and is being started again")
+            await self._start_again(tell)
+            metrics.TUNNEL_RESTARTS.inc()
+
+    async def _start_again(self, tell: Callable[[bool, str], None]) -> None:
         address = json.loads((self._state_dir / RECORD_FILE).read_text())["address"]
-        await self._start(address)
+        while True:
+            try:
+                await self._start(address)
+                return
+            except (TunnelFailed, OSError) as error:
+                log.error("tunnel_not_started", error=str(error))
+                tell(False, str(error))
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _start(self, listen: str) -> str:
         arguments = ["--listen", listen, "--vms", str(self._state_dir / "vms"), "--keys", str(self._state_dir / "keys")]
+        if self._metrics_listen:
+            arguments += ["--metrics-listen", self._metrics_listen]
         process = self._spawn([sys.executable, "-m", "node_agent.tunnel", *arguments])
         assert process.stdout is not None
         with process.stdout as stdout:
@@ -60,7 +86,8 @@ class TunnelProcess:
         part.write_text(json.dumps(record))
         part.rename(self._state_dir / RECORD_FILE)
         self._watch(process.pid)
-        return words[2].decode()
+        self.address = words[2].decode()
+        return self.address
 
     def _spawn(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         with (self._state_dir / "tunnel.log").open("ab") as log:

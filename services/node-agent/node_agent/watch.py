@@ -19,6 +19,11 @@ class Changes:
         self._sequence = 0
         self._watchers: set[asyncio.Queue[pb.WatchResponse | None]] = set()
 
+    @property
+    def watchers(self) -> int:
+        """Open streams."""
+        return len(self._watchers)
+
     def publish(self, vm: pb.Vm) -> None:
         """Tell every watcher."""
         self._sequence += 1

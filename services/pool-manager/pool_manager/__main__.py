@@ -11,17 +11,20 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from pool_manager import metrics
 from pool_manager.acquire import Acquirer
 from pool_manager.config import Config
 from pool_manager.expiry import Expiry
 from pool_manager.fleet import Fleet
 from pool_manager.pool_service import NodeService, PoolService
+from pool_manager.readiness import Readiness
 from pool_manager.refill import Refill
 from pool_manager.session_service import AssignmentService, NodeRegistryService, SessionService
 from pool_manager.sqlite_store import SqliteStore, StoreUnusable
 from sandpool.pool.v1 import pool_pb2_grpc as internal
 from sandpool.v1 import node_pb2_grpc, pool_pb2_grpc, session_pb2_grpc
-from service_kit import config, log, server, telemetry
+from service_kit import config, log, pages, server, telemetry
+from service_kit.metrics import reading
 
 
 async def main_async(settings: Config, stopping: asyncio.Event) -> None:
@@ -31,8 +34,10 @@ async def main_async(settings: Config, stopping: asyncio.Event) -> None:
     fleet = Fleet(store)
     refill, expiry, acquirer = Refill(fleet), Expiry(fleet), Acquirer(fleet)
     fleet.on_room, fleet.on_warm, fleet.on_assigned = refill.kick, expiry.warm, expiry.assigned
+    readiness = Readiness(fleet)
     fleet.begin(await store.load())
     fleet.own(expiry.run())
+    fleet.own(readiness.run())
     services = {
         "sandpool.v1.PoolService": lambda grpc_server: pool_pb2_grpc.add_PoolServiceServicer_to_server(
             PoolService(fleet, acquirer), grpc_server
@@ -51,9 +56,13 @@ async def main_async(settings: Config, stopping: asyncio.Event) -> None:
         ),
     }
     try:
-        async with server.serve(settings.listen, services) as serving:
+        async with (
+            server.serve(settings.listen, services, readiness.health) as serving,
+            pages.observed(settings.metrics_listen, "pool-manager", readiness.health),
+        ):
             server.say_ready("pool-manager", serving)
-            await stopping.wait()
+            with reading(lambda: metrics.read(fleet)):
+                await stopping.wait()
     finally:
         await fleet.close()
         await store.close()
@@ -84,7 +93,7 @@ def main() -> None:
         settings = config.load(Config, arguments.config)
         with suppress(KeyboardInterrupt):
             server.run(lambda stopping: main_async(settings, stopping))
-    except (config.ConfigError, server.ListenRefused, StoreUnusable) as error:
+    except (config.ConfigError, server.ListenRefused, pages.PagesRefused, StoreUnusable) as error:
         sys.exit(f"sandpool-pool-manager: {error}")
 
 

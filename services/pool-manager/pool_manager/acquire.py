@@ -6,12 +6,13 @@ import asyncio
 import time
 from dataclasses import dataclass, replace
 
+from pool_manager import metrics
 from pool_manager.fleet import Fleet
 from pool_manager.model import ASSIGNED, MAX_WAITING, SEALED, WARM, Pool, Vm
 from pool_manager.pool_spec import check_identifier, check_name
 from pool_manager.store import KEEP_ENDED_SECONDS, Conflict, EndedRow, SessionRow
 from sandpool.v1 import session_pb2
-from service_kit.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from service_kit.errors import FailedPrecondition, NotFound, ResourceExhausted, SandpoolError, Unavailable
 
 # Of a caller without a deadline.
 WAIT_SECONDS = 30.0
@@ -22,12 +23,16 @@ RETRY_AFTER_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Binding:
-    """A session and whether this call made it. previous: how the last one of its name ended, if it was made now."""
+    """A session and whether this call made it. previous: how the last one of its name ended, if it was made now.
+
+    waited: no VM was warm when it was asked for.
+    """
 
     vm: Vm
     session: SessionRow
     created: bool
     previous: EndedRow | None
+    waited: bool = False
 
 
 class Acquirer:
@@ -72,6 +77,20 @@ class Acquirer:
 
         Raises InvalidArgument, NotFound, FailedPrecondition, ResourceExhausted.
         """
+        begun = time.monotonic()
+        outcome, took = "CANCELLED", None
+        try:
+            binding = await self._acquire(ref, seconds)
+            outcome, took = _outcome(binding), time.monotonic() - begun
+            return binding
+        except SandpoolError as error:
+            outcome = error.reason
+            raise
+        finally:
+            if ref.pool in self._fleet.pools:  # else its name is whatever the client made up
+                metrics.count_acquire(ref.pool, outcome, took)
+
+    async def _acquire(self, ref: session_pb2.SessionRef, seconds: float | None) -> Binding:
         deadline = time.monotonic() + (WAIT_SECONDS if seconds is None else max(0.0, seconds - MARGIN_SECONDS))
         while True:
             vm = await self.find(ref)
@@ -120,15 +139,19 @@ class Acquirer:
 
     async def _allocate(self, pool: Pool, identifier: str) -> Binding:
         """Until it is done or nobody waits for it any more."""
+        waited = False
         while True:
-            vm = pool.take() or await self._wait(pool)
+            vm = pool.take()
+            if vm is None:
+                waited = True
+                vm = await self._wait(pool)
             if vm.state != WARM or not vm.confirmed:
                 continue
             vm.become(ASSIGNED)  # nobody else takes it while the commit is under way
             # A task of its own: a commit is never given up half-way, and a session without a user expires.
             binding = await asyncio.shield(self._fleet.own(self._assign(pool, vm, identifier)))
             if binding is not None:
-                return binding
+                return replace(binding, waited=waited)
 
     async def _wait(self, pool: Pool) -> Vm:
         waiter: asyncio.Future[Vm] = asyncio.get_running_loop().create_future()
@@ -189,6 +212,12 @@ class _Allocation:
         if not self._task.done() or self._task.cancelled():
             return None
         return self._task.result()
+
+
+def _outcome(binding: Binding) -> str:
+    if not binding.created:
+        return "found"
+    return "waited" if binding.waited else "warm"
 
 
 def _nothing_in_time(pool: Pool) -> ResourceExhausted:

@@ -14,3 +14,5 @@ class Config:
     store: Path
     # The private key that capabilities are signed with; made if it is not there.
     key: Path
+    # Where /metrics, /livez and /readyz are served, as unix:PATH or 127.0.0.1:PORT; "" is nowhere.
+    metrics_listen: str = ""

@@ -8,6 +8,7 @@ import time
 import structlog
 from google.protobuf import duration_pb2
 
+from pool_manager import metrics
 from pool_manager.deadlines import Deadlines
 from pool_manager.fleet import Fleet
 from pool_manager.model import ASSIGNED, WARM, Vm
@@ -54,10 +55,11 @@ class Expiry:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
+            due = self._deadlines.next_due()
             for vm_id, kind in self._deadlines.pop(time.monotonic()):
                 vm = self._fleet.vms.get(vm_id)
-                if vm is not None:
-                    self._fleet.own(self._fire(vm, kind))
+                if vm is not None and due is not None:
+                    self._fleet.own(self._fire(vm, kind, due))
             due = self._deadlines.next_due()
             self._earlier.clear()
             try:
@@ -66,8 +68,10 @@ class Expiry:
             except TimeoutError:
                 continue
 
-    async def _fire(self, vm: Vm, kind: str) -> None:
+    async def _fire(self, vm: Vm, kind: str, due: float) -> None:
+        """due: of the first of those that became due together; none of them was asked for later than it says."""
         async with self._places:
+            metrics.EXPIRY_LAG_SECONDS.observe(time.monotonic() - due)
             try:
                 if kind == IDLE and vm.state == ASSIGNED:
                     await self._end_if_idle(vm)

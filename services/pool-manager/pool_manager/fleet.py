@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
+from pool_manager import metrics
 from pool_manager.model import DESTROYED, PROVISIONING, WARM, Pool, Vm
 from pool_manager.node_link import NodeLink
 from pool_manager.store import Everything, NodeRow, PoolRow, Store
@@ -39,6 +40,8 @@ class Fleet:
         self.on_room: Callable[[Pool], None] = lambda pool: None
         self.on_warm: Callable[[Vm], None] = lambda vm: None
         self.on_assigned: Callable[[Vm], None] = lambda vm: None
+        # A node became ready, or is no more.
+        self.on_nodes: Callable[[], None] = lambda: None
         self._ended: OrderedDict[str, Reason] = OrderedDict()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watches: dict[str, asyncio.Task[Any]] = {}
@@ -77,6 +80,7 @@ class Fleet:
     def _link(self, row: NodeRow) -> None:
         link = self.links[row.node_id] = NodeLink(row, self)
         self._watches[row.node_id] = self.own(link.run())
+        self.on_nodes()
 
     async def on_snapshot(self, link: NodeLink, snapshot: node.NodeSnapshot) -> None:
         """Reconcile: VMs of the store that are not there have ended, VMs there that are not in the store must go."""
@@ -111,8 +115,13 @@ class Fleet:
         elif change.state == node.VM_STATE_READY:
             await self.ready(vm)
 
+    def on_ready(self, link: NodeLink) -> None:
+        """It takes VMs from now on."""
+        self.on_nodes()
+
     def on_unreachable(self, link: NodeLink) -> None:
         """Its warm VMs cannot be assigned now."""
+        self.on_nodes()
         for vm in [vm for vm in self.vms.values() if vm.row.node_id == link.row.node_id]:
             vm.confirmed = False
             pool = self.pools[vm.row.pool]
@@ -190,6 +199,7 @@ class Fleet:
         self._ended[vm.row.vm_id] = vm.end_reason
         if len(self._ended) > ENDED_KEPT:
             self._ended.popitem(last=False)
+        metrics.count_end(vm.row.pool, vm.end_reason)
         log.info("vm_ended", vm_id=vm.row.vm_id, pool=vm.row.pool, was=was, reason=end.EndReason.Name(vm.end_reason))
         self.kick_all()
 

@@ -17,6 +17,7 @@ TRANSITIONS = {
     SEALED: {ASSIGNED, DESTROYED},
     DESTROYED: set(),
 }
+STATES = tuple(TRANSITIONS)
 
 # Callers that wait for a VM of one pool; the next one is refused at once.
 MAX_WAITING = 1000

@@ -36,6 +36,9 @@ class Listener(Protocol):
     async def on_vm(self, link: NodeLink, vm: pb.Vm) -> None:
         """One VM changed."""
 
+    def on_ready(self, link: NodeLink) -> None:
+        """Its snapshot is taken over: VMs may be placed there."""
+
     def on_unreachable(self, link: NodeLink) -> None:
         """No heartbeat: nothing is placed there until the next snapshot."""
 
@@ -96,6 +99,7 @@ class NodeLink:
             self._templates = {}
             await self._listener.on_snapshot(self, change.snapshot)
             self.node.state = node_pb2.NODE_STATE_READY
+            self._listener.on_ready(self)
             log.info("node_ready", node_id=self.row.node_id, vms=len(change.snapshot.vms))
         elif kind == "vm":
             await self._listener.on_vm(self, change.vm)
@@ -116,7 +120,8 @@ class NodeLink:
 
     async def _build(self, request: pb.BuildTemplateRequest, progress: Callable[[str], None]) -> str:
         try:
-            async for answer in self._stub.BuildTemplate(request, timeout=TEMPLATE_SECONDS):
+            metadata = telemetry.outgoing()
+            async for answer in self._stub.BuildTemplate(request, timeout=TEMPLATE_SECONDS, metadata=metadata):
                 if answer.HasField("template"):
                     return answer.template.template_id
                 progress(f"{answer.progress.message} ({answer.progress.fraction:.0%})")

@@ -10,7 +10,7 @@ import time
 import structlog
 from google.protobuf import duration_pb2
 
-from pool_manager import ulid
+from pool_manager import metrics, ulid
 from pool_manager.fleet import Fleet
 from pool_manager.model import PROVISIONING, Condition, Pool, Vm
 from pool_manager.node_link import NodeLink
@@ -72,6 +72,7 @@ class Refill:
             self._timers[pool.row.name] = asyncio.get_running_loop().call_later(seconds, fire)
 
     async def _create(self, pool: Pool) -> None:
+        begun = time.monotonic()
         try:
             try:
                 vm, link = await self._begin(pool)
@@ -86,8 +87,10 @@ class Refill:
                 vm.creating = False
             await self._fleet.ready(vm)
         except SandpoolError as error:
+            metrics.count_creation(pool.row.name, error.reason, None)
             self._failed(pool, error)
         else:
+            metrics.count_creation(pool.row.name, "ready", time.monotonic() - begun)
             pool.failures = 0
             for kind in (NOT_PROGRESSING, AT_CAPACITY):
                 pool.conditions.pop(kind, None)

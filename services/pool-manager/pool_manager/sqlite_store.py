@@ -4,10 +4,12 @@ import asyncio
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pool_manager import metrics
 from pool_manager.store import KEEP_ENDED_SECONDS, Conflict, EndedRow, Everything, NodeRow, PoolRow, SessionRow, VmRow
 from service_kit.errors import Unavailable
 
@@ -45,6 +47,8 @@ class SqliteStore:
     def __init__(self, path: Path) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
+        self._writable: bool | None = None
+        self._tell: Callable[[bool, str], None] = lambda _writable, _detail: None
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -68,7 +72,12 @@ class SqliteStore:
             if group is None:
                 self._connection.close()
                 return
-            outcomes = self._commit(group)
+            begun = time.perf_counter()
+            outcomes, why = self._commit(group)
+            metrics.count_commit(time.perf_counter() - begun, len(group), not why)
+            if self._writable is not (not why):
+                self._writable = not why
+                self._loop.call_soon_threadsafe(self._tell, not why, why)
             self._loop.call_soon_threadsafe(_settle, outcomes)
 
     def _next_group(self) -> "list[_Job] | None":
@@ -87,8 +96,11 @@ class SqliteStore:
             group.append(job)
         return group
 
-    def _commit(self, group: "list[_Job]") -> "list[tuple[_Job, Any]]":
-        """Run every job inside one transaction; a job that fails takes back only its own changes."""
+    def _commit(self, group: "list[_Job]") -> "tuple[list[tuple[_Job, Any]], str]":
+        """Run every job inside one transaction; a job that fails takes back only its own changes.
+
+        Returns the outcome of each, and why nothing could be written.
+        """
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             outcomes = [(job, self._run(job)) for job in group]
@@ -96,8 +108,8 @@ class SqliteStore:
         except sqlite3.Error as error:  # a full disk: nothing of the group is kept
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            return [(job, Unavailable("STORE", f"the store cannot write: {error}")) for job in group]
-        return outcomes
+            return [(job, Unavailable("STORE", f"the store cannot write: {error}")) for job in group], str(error)
+        return outcomes, ""
 
     def _run(self, job: "_Job") -> Any:
         self._connection.execute("SAVEPOINT job")
@@ -108,6 +120,14 @@ class SqliteStore:
             result = error if isinstance(error, Conflict) else Conflict(str(error))
         self._connection.execute("RELEASE job")
         return result
+
+    def on_writable(self, tell: Callable[[bool, str], None]) -> None:
+        """Before the first write: who is told when it can or cannot."""
+        self._tell = tell
+
+    async def check(self) -> None:
+        """A write that changes nothing."""
+        await self._do(lambda db: db.execute("UPDATE counters SET value = value WHERE name = 'epoch'") and None)
 
     async def close(self) -> None:
         """After everything that is under way."""

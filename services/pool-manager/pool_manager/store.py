@@ -1,5 +1,6 @@
 """What is kept: rows, and the one interface to whatever keeps them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -109,6 +110,12 @@ class Store(Protocol):
 
     async def ended(self, pool: str, identifier: str, since: float) -> EndedRow | None:
         """How the last session of that name ended, if not before since."""
+
+    def on_writable(self, tell: Callable[[bool, str], None]) -> None:
+        """Call tell on this loop whenever the store becomes unable to write, and why, or able again."""
+
+    async def check(self) -> None:
+        """A write that changes nothing."""
 
     async def close(self) -> None:
         """After everything that is under way."""

@@ -16,7 +16,7 @@ from scheduler.file_service import FileService
 from scheduler.forward import add_forward
 from scheduler.pool_manager import PoolManager
 from scheduler.routes import Routes
-from service_kit import config, health, log, pages, rpc, server, telemetry
+from service_kit import config, health, health_service, log, pages, rpc, server, telemetry
 from service_kit.metrics import reading
 
 # Who says whether sessions can be had.
@@ -39,7 +39,7 @@ async def serving(settings: SchedulerConfig) -> AsyncIterator[server.Serving]:
             service = descriptor.DESCRIPTOR.services_by_name[name]
             services[service.full_name] = partial(add_forward, service, upstream)
         state = health.Health({POOL_MANAGER: services})
-        following = asyncio.create_task(health.follow(upstream, ASSIGNMENT, state, POOL_MANAGER))
+        following = asyncio.create_task(health_service.follow(upstream, ASSIGNMENT, state, POOL_MANAGER))
         try:
             async with (
                 server.serve(settings.listen, services, state) as it,

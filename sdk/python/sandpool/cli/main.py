@@ -212,12 +212,15 @@ def doctor(context: click.Context) -> None:
 @click.option("--listen", default="127.0.0.1:7280", show_default=True, help="Of the API; port 0 is any free one.")
 @click.option("--ready-target", type=click.IntRange(0, 1000), default=2, show_default=True, help="VMs kept warm.")
 @click.option("--default-pool/--no-default-pool", default=True, help="Make the pool 'python' and wait for a VM.")
+@click.option("--metrics", default="", help="Serve every service's /metrics and /readyz, e.g. at 127.0.0.1:9464.")
 @click.option("--driver", default="auto", hidden=True)
-def up(state_dir: Path, cache_dir: Path, listen: str, ready_target: int, default_pool: bool, driver: str) -> None:
+def up(
+    state_dir: Path, cache_dir: Path, listen: str, ready_target: int, default_pool: bool, metrics: str, driver: str
+) -> None:
     """Run everything on this machine, until Ctrl-C."""
     from sandpool.cli.up import Options, run
 
-    options = Options(state_dir.absolute(), cache_dir.absolute(), listen, driver, ready_target, default_pool)
+    options = Options(state_dir.absolute(), cache_dir.absolute(), listen, driver, ready_target, default_pool, metrics)
     sys.exit(run(options))
 
 

@@ -21,6 +21,9 @@ from sandpool.v1 import pool_pb2, pool_pb2_grpc
 POLL_SECONDS = 0.2
 # A unix socket's path has at most 107 bytes; the longest one is below node/vms/ and the 26 characters of a VM's id.
 MAX_STATE_DIR_BYTES = 60
+SCHEDULER = "scheduler"
+# Each has /metrics, /livez and /readyz on a socket of its own.
+WITH_PAGES = ("pool-manager", "node-agent", "tunnel", SCHEDULER)
 
 
 class CannotRun(Exception):
@@ -37,17 +40,25 @@ class Options:
     driver: str
     ready_target: int
     default_pool: bool
+    # Where the metrics of all services are one page; "" is nowhere: each has its own socket in any case.
+    metrics: str = ""
 
 
 def services(options: Options) -> list[Service]:
     """In the order of their start."""
     state = options.state_dir
     pool_manager, node_agent = f"unix:{state}/run/pool-manager.sock", f"unix:{state}/run/node-agent.sock"
-    return [
+    pages = {name: f"unix:{state}/run/{name}.metrics" for name in WITH_PAGES}
+    children = [
         Service(
             "pool-manager",
             "pool_manager",
-            {"listen": [pool_manager], "store": str(state / "store.db"), "key": str(state / "capability.key")},
+            {
+                "listen": [pool_manager],
+                "store": str(state / "store.db"),
+                "key": str(state / "capability.key"),
+                "metrics_listen": pages["pool-manager"],
+            },
         ),
         Service(
             "node-agent",
@@ -59,11 +70,22 @@ def services(options: Options) -> list[Service]:
                 "pool_manager": pool_manager,
                 "driver": options.driver,
                 "destroy_on_exit": True,
+                "metrics_listen": pages["node-agent"],
+                "tunnel_metrics_listen": pages["tunnel"],
             },
             sweep=True,
         ),
-        Service("scheduler", "scheduler", {"listen": [options.listen], "pool_manager": pool_manager}),
+        Service(
+            SCHEDULER,
+            "scheduler",
+            {"listen": [options.listen], "pool_manager": pool_manager, "metrics_listen": pages[SCHEDULER]},
+        ),
     ]
+    if options.metrics:
+        sources = [f"{name}={address}" for name, address in pages.items()]
+        settings = {"listen": [options.metrics], "sources": sources}
+        children.append(Service("metrics", "service_kit.joint_pages", settings))
+    return children
 
 
 @contextmanager
@@ -122,11 +144,14 @@ async def _run(options: Options, console: Console) -> int:
     code = 0
     try:
         await supervisor.start()
-        address = children[-1].address
+        serving = {service.name: service.address for service in children}
+        address = serving[SCHEDULER]
         if options.default_pool:
             await _make_pool(address, options.ready_target, console)
         print(f"ready sandpool {address}", flush=True)
         console.print(f"[green]sandpool is ready[/] at {address}. Try:", highlight=False)
+        if options.metrics:
+            console.print(f"Metrics: http://{serving['metrics']}/metrics", highlight=False)
         console.print("  sandpool run -c 'print(6 * 7)'\nCtrl-C ends everything.", highlight=False)
         await asyncio.Event().wait()
     except asyncio.CancelledError:

@@ -3,6 +3,8 @@
 import select
 import socket
 
+from node_agent.tunnel.traffic import Connection, Flow
+
 CHUNK_BYTES = 256 << 10
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -10,8 +12,8 @@ _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 class _Way:
     """One direction and the bytes that it holds: at most one chunk."""
 
-    def __init__(self, source: socket.socket, target: socket.socket) -> None:
-        self.source, self.target = source, target
+    def __init__(self, source: socket.socket, target: socket.socket, flow: Flow) -> None:
+        self.source, self.target, self.flow = source, target, flow
         self.held = memoryview(b"")
 
     def fill(self) -> bool:
@@ -26,22 +28,24 @@ class _Way:
     def empty(self) -> None:
         """Pass on what the target takes."""
         try:
-            self.held = self.held[self.target.send(self.held) :]
+            sent = self.target.send(self.held)
         except BlockingIOError:
             return
+        self.held = self.held[sent:]
+        self.flow.passed += sent
 
 
-def relay(one: socket.socket, other: socket.socket) -> None:
+def relay(client: socket.socket, guest: socket.socket, connection: Connection) -> None:
     """Return when either end has closed or half-closed (HTTP/2 never half-closes) or broken. Closes neither.
 
     One poll loop for both directions: a thread that is blocked on a full peer would miss its client's death.
     """
-    one.setblocking(False)
-    other.setblocking(False)
-    ways = (_Way(one, other), _Way(other, one))
+    client.setblocking(False)
+    guest.setblocking(False)
+    ways = (_Way(client, guest, connection.to_guest), _Way(guest, client, connection.to_client))
     poll = select.poll()
     while True:
-        for sock in (one, other):
+        for sock in (client, guest):
             wanted = select.POLLRDHUP
             for way in ways:
                 if way.source is sock and not way.held:

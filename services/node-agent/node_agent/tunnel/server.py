@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from node_agent.tunnel.dial import Dialled, NoAnswer, dial
 from node_agent.tunnel.relay import relay
+from node_agent.tunnel.traffic import OPENED, Traffic
 from node_agent.vmm import GUEST_ADDRESS_FILE, GuestAddress
 from service_kit import capability
 
@@ -39,6 +40,7 @@ class Tunnel:
         self._vms = vms
         self._keys = keys
         self._now = now
+        self.traffic = Traffic()
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     def serve(self) -> None:
@@ -59,10 +61,13 @@ class Tunnel:
             try:
                 dialled = self._open(client)
             except Refused as refusal:
+                OPENED.labels(str(refusal).partition(" ")[0]).inc()
                 client.sendall(f"HTTP/1.1 {refusal}\r\nContent-Length: 0\r\n\r\n".encode())
                 return
+            OPENED.labels("200").inc()
             client.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + dialled.early)
-            relay(client, dialled.peer)
+            with self.traffic.connection() as connection:
+                relay(client, dialled.peer, connection)
         except OSError as error:
             log.info("tunnel_broken", error=str(error))
         finally:
