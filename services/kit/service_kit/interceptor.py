@@ -76,6 +76,7 @@ async def _rpc(method: str, calls: MethodMetrics, context: grpc.aio.ServicerCont
     # Never detached: the rpc has its task to itself, and a stream whose client is gone is closed by another one.
     attach(trace.set_span_in_context(span))
     calls.begin()
+    record.entered = time.perf_counter()
     try:
         yield
         code = "OK"
@@ -96,19 +97,23 @@ async def _rpc(method: str, calls: MethodMetrics, context: grpc.aio.ServicerCont
         seconds = time.perf_counter() - begun
         calls.end(code, seconds)
         with trace.use_span(span, end_on_exit=True):
-            _write_line(method, code, seconds, record)
+            _write_line(method, code, begun, seconds, record)
             if code not in ("OK", "CANCELLED"):
                 span.set_status(trace.StatusCode.ERROR, code)
 
 
-def _write_line(method: str, code: str, seconds: float, record: telemetry.RpcRecord) -> None:
+def _write_line(method: str, code: str, begun: float, seconds: float, record: telemetry.RpcRecord) -> None:
+    """accept_ms is what came before the handler; a handler without stages has nothing to be explained."""
+    accept = record.entered - begun
+    unexplained = seconds - accept - sum(record.stages.values()) if record.stages else None
     stages = {f"{name}_ms": round(value * 1000, 3) for name, value in record.stages.items()}
     log.info(
         "rpc",
         method=method,
         code=code,
         duration_ms=round(seconds * 1000, 3),
+        accept_ms=round(accept * 1000, 3),
         **stages,
-        unexplained_ms=round((seconds - sum(record.stages.values())) * 1000, 3) if stages else None,
+        unexplained_ms=round(unexplained * 1000, 3) if unexplained is not None else None,
         **record.annotations,
     )

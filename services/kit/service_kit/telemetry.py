@@ -16,10 +16,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 @dataclass
 class RpcRecord:
-    """What the canonical line of one rpc says: seconds per stage, and ids."""
+    """What the canonical line of one rpc says: seconds per stage, and ids. entered: when its handler was."""
 
     stages: dict[str, float] = field(default_factory=dict)
     annotations: dict[str, str | int | bool] = field(default_factory=dict)
+    entered: float = field(default_factory=time.perf_counter)
 
 
 _current: contextvars.ContextVar[RpcRecord | None] = contextvars.ContextVar("rpc", default=None)
@@ -60,6 +61,13 @@ def add_stage(name: str, seconds: float) -> None:
     record = _current.get()
     if record is not None:
         record.stages[name] = record.stages.get(name, 0.0) + seconds
+
+
+def add_first_stage(name: str) -> None:
+    """Add the time since the handler was entered: what was done before the first other stage."""
+    record = _current.get()
+    if record is not None:
+        add_stage(name, time.perf_counter() - record.entered)
 
 
 def add_span(name: str, seconds: float, parent: trace.Span) -> None:

@@ -76,7 +76,8 @@ class AssignmentService(pool_pb2_grpc.AssignmentServiceServicer):
         with telemetry.stage("acquire"):
             binding = await self._acquirer.acquire(request.session, context.time_remaining())
         telemetry.annotate(pool=request.session.pool, vm_id=binding.session.vm_id, created=binding.created)
-        return pool_pb2.AcquireResponse(binding=convert.binding(binding), route=self._route(binding))
+        with telemetry.stage("sign"):
+            return pool_pb2.AcquireResponse(binding=convert.binding(binding), route=self._route(binding))
 
     def _route(self, binding: Binding) -> pool_pb2.Route:
         vm_id = binding.session.vm_id

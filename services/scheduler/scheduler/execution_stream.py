@@ -14,6 +14,7 @@ from scheduler import metrics
 from scheduler.guest_check import GuestProtocolError, StreamCheck, StreamState
 from scheduler.routes import Route
 from scheduler.session_call import SessionCall, cut
+from scheduler.stream_clock import StreamClock
 from service_kit import telemetry
 
 Stream: TypeAlias = "grpc.aio.UnaryStreamCall[Any, pb.ExecutionEvent]"
@@ -31,19 +32,19 @@ async def events(
     """
     telemetry.annotate(execution_id=check.execution_id)
     span = trace.get_tracer("sandpool").start_span("guest")
-    guest = client = 0.0
+    telemetry.add_first_stage("check")
+    clock = StreamClock()
     try:
         with call:
             while True:
                 route = await call.reach()
+                clock.sent()
                 options = {"timeout": call.seconds_left(), "metadata": telemetry.outgoing()}
                 stream = _attach(route, check, options) if check.started else open_stream(route, options)
                 fresh = True
-                mark = time.perf_counter()
                 try:
                     async for event in stream:
-                        now = time.perf_counter()
-                        guest += now - mark
+                        clock.received()
                         if event is None:  # grpcio's answer for bytes that are no such message
                             raise GuestProtocolError("an event that cannot be parsed")
                         admitted = check.admit(event)
@@ -55,8 +56,8 @@ async def events(
                             _trace(event, span)
                             metrics.count_event(event)
                             yield event
-                        mark = time.perf_counter()
-                        client += mark - now
+                        clock.delivered()
+                    clock.received()
                     check.finish()
                     return
                 except GuestProtocolError as error:
@@ -72,8 +73,7 @@ async def events(
                 check.resume()
     finally:
         span.end()
-        telemetry.add_stage("guest", guest)
-        telemetry.add_stage("client", client)
+        clock.finish()
 
 
 def _trace(event: pb.ExecutionEvent, span: trace.Span) -> None:

@@ -15,19 +15,24 @@ from scheduler.file_check import ReadCheck, check_written
 from scheduler.guest_check import GuestProtocolError
 from scheduler.routes import Route
 from scheduler.session_call import MIN_COOLDOWN_SECONDS, SessionCall
+from scheduler.stream_clock import StreamClock
 from scheduler.upload_status import UploadStatus
 from service_kit import telemetry
 
 
 async def read(call: SessionCall, request: pb.ReadFileRequest) -> AsyncIterator[pb.ReadFileResponse]:
     """Everything up to the end. May begin again on another connection until the first message has come."""
+    telemetry.add_first_stage("check")
     check = ReadCheck(request.length if request.HasField("length") else None)
+    clock = StreamClock()
     with call:
         while True:
             route = await call.reach()
+            clock.sent()
             stream = route.files.Read(request, timeout=call.seconds_left(), metadata=telemetry.outgoing())
             try:
                 async for response in stream:
+                    clock.received()
                     if response is None:  # grpcio's answer for bytes that are no such message
                         raise GuestProtocolError("a message that cannot be parsed")
                     check.admit(response)
@@ -36,6 +41,8 @@ async def read(call: SessionCall, request: pb.ReadFileRequest) -> AsyncIterator[
                         response.info.session.CopyFrom(call.binding)
                     metrics.TO_CLIENT.inc(len(response.data))
                     yield response
+                    clock.delivered()
+                clock.received()
                 check.finish()
                 return
             except GuestProtocolError as error:
@@ -46,6 +53,7 @@ async def read(call: SessionCall, request: pb.ReadFileRequest) -> AsyncIterator[
                 await call.fail(error, repeatable=not check.begun)
             finally:
                 stream.cancel()
+                clock.finish()
 
 
 async def write(
