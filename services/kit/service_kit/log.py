@@ -1,12 +1,27 @@
 """JSON log lines on stderr, with trace and span ids. Never guest output, code, tokens or values of env."""
 
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 from opentelemetry import trace
+
+
+class _Stderr:
+    """Without a buffer, for as long as it takes what is written: a full disk ends the log and not the service."""
+
+    def write(self, text: str) -> int:
+        """Or not."""
+        with suppress(OSError):
+            os.write(2, text.encode(errors="backslashreplace"))
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held."""
 
 
 def _add_trace(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -33,7 +48,7 @@ def configure(service: str, level: int = logging.INFO) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Stderr())),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
