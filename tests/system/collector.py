@@ -49,7 +49,8 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     def wait(self, found: Callable[[list[Span]], bool], seconds: float = 30) -> None:
         """Until the spans are as wanted."""
         with self._changed:
-            assert self._changed.wait_for(lambda: found(self.spans), seconds), self.spans
+            arrived = self._changed.wait_for(lambda: found(self.spans), seconds)
+            assert arrived, {(it.service, it.name) for it in self.spans}
 
 
 @contextmanager

@@ -39,6 +39,8 @@ PURE = (
     "scheduler/guest_check.py",
     "scheduler/validation.py",
     "sandpool/cli/names.py",
+    "service_kit/address.py",
+    "service_kit/health.py",
 )
 IO = {"os", "socket", "subprocess", "time", "random", "secrets", "pathlib", "grpc", "shutil", "tempfile", "signal"}
 # subprocess: drivers, host resources, and processes of our own.

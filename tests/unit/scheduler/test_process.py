@@ -49,10 +49,17 @@ async def test_it_serves_says_so_and_ends(tmp_path: Path) -> None:
     assert process.returncode == 0 and b'"reason": "POOL_MANAGER_UNREACHABLE"' in log
 
 
-async def test_a_bad_setting_is_named(tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text("colour = 1\n")
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("colour = 1\n", b"'colour'"),
+        ('pool_manager = "unix:/absent"\nlisten = ["127.0.0.1:0"]\nmetrics_listen = "0.0.0.0:0"\n', b"0.0.0.0:0: only"),
+    ],
+)
+async def test_a_bad_setting_is_named(tmp_path: Path, text: str, named: bytes) -> None:
+    (tmp_path / "c.toml").write_text(text)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "scheduler", "--config", str(tmp_path / "c.toml")), stderr=asyncio.subprocess.PIPE
     )
     _, log = await process.communicate()
-    assert process.returncode == 1 and b"'colour'" in log
+    assert process.returncode == 1 and named in log

@@ -1,0 +1,69 @@
+"""What the node agent says it lacks: a hypervisor that cannot be run, and a tunnel that cannot be started again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from node_agent import metrics
+from node_agent.drivers.qemu.driver import QemuVmm
+from node_agent.readiness import AGENT, DRIVER, POOL_MANAGER, TUNNEL, make_health, prove_driver
+from node_agent.tunnel_process import RECORD_FILE, TunnelProcess
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """With a short path."""
+    path = Path(tempfile.mkdtemp(prefix="sp-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+async def test_a_hypervisor_that_is_missing_is_said(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    health = make_health()
+    health.serves((AGENT,))
+    health.set(TUNNEL, True)
+    acceleration = await prove_driver(QemuVmm(scratch), health)
+    assert acceleration.name in ("kvm", "emulation") and health.serving(AGENT)
+    assert not health.ready  # nobody knows of this node yet
+    health.set(POOL_MANAGER, True)
+    assert health.ready
+    monkeypatch.setenv("PATH", str(scratch))
+    assert (await prove_driver(QemuVmm(scratch), health)).name == "none"
+    assert not health.serving(AGENT)
+    (driver,) = (it for it in health.dependencies if it.name == DRIVER)
+    assert "qemu" in driver.detail
+
+
+async def test_a_tunnel_that_cannot_be_started_again_is_tried_again(scratch: Path) -> None:
+    for name in ("vms", "keys"):
+        (scratch / name).mkdir()
+    tunnel = TunnelProcess(scratch, "127.0.0.1:0")
+    await tunnel.ensure()
+    told: asyncio.Queue[tuple[bool, str]] = asyncio.Queue()
+    keeping = asyncio.create_task(tunnel.keep(lambda ready, why: told.put_nowait((ready, why))))
+    assert await told.get() == (True, "")
+    restarts = metrics.TUNNEL_RESTARTS._value.get()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        record = json.loads((scratch / RECORD_FILE).read_text())
+        record["address"] = f"127.0.0.1:{other.getsockname()[1]}"
+        (scratch / RECORD_FILE).write_text(json.dumps(record))
+        os.kill(record["pid"], signal.SIGKILL)
+        assert await told.get() == (False, "it died and is being started again")
+        ready, why = await told.get()
+        assert not ready and "tunnel.log" in why
+    while (await told.get())[0] is False:
+        pass
+    assert metrics.TUNNEL_RESTARTS._value.get() == restarts + 1
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    await tunnel.stop()
