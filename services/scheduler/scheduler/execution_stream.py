@@ -33,9 +33,8 @@ async def events(
     telemetry.annotate(execution_id=check.execution_id)
     span = trace.get_tracer("sandpool").start_span("guest")
     telemetry.add_first_stage("check")
-    clock = StreamClock()
     try:
-        with call:
+        with call, StreamClock() as clock:
             while True:
                 route = await call.reach()
                 clock.sent()
@@ -57,12 +56,13 @@ async def events(
                             metrics.count_event(event)
                             yield event
                         clock.delivered()
-                    clock.received()
                     check.finish()
                     return
                 except GuestProtocolError as error:
+                    clock.stopped()
                     raise await call.violated(error) from error
                 except grpc.aio.AioRpcError as error:
+                    clock.stopped()
                     if check.state is StreamState.ENDED:
                         return  # all is said: what the guest or the link does after that is nobody's concern
                     if check.started and error.code() in _FORGOTTEN:
@@ -70,10 +70,10 @@ async def events(
                     await call.fail(error, repeatable=True)
                 finally:
                     stream.cancel()
+                    clock.stopped()
                 check.resume()
     finally:
         span.end()
-        clock.finish()
 
 
 def _trace(event: pb.ExecutionEvent, span: trace.Span) -> None:

@@ -24,8 +24,7 @@ async def read(call: SessionCall, request: pb.ReadFileRequest) -> AsyncIterator[
     """Everything up to the end. May begin again on another connection until the first message has come."""
     telemetry.add_first_stage("check")
     check = ReadCheck(request.length if request.HasField("length") else None)
-    clock = StreamClock()
-    with call:
+    with call, StreamClock() as clock:
         while True:
             route = await call.reach()
             clock.sent()
@@ -42,18 +41,19 @@ async def read(call: SessionCall, request: pb.ReadFileRequest) -> AsyncIterator[
                     metrics.TO_CLIENT.inc(len(response.data))
                     yield response
                     clock.delivered()
-                clock.received()
                 check.finish()
                 return
             except GuestProtocolError as error:
+                clock.stopped()
                 raise await call.violated(error) from error
             except grpc.aio.AioRpcError as error:
+                clock.stopped()
                 if check.ended:
                     return
                 await call.fail(error, repeatable=not check.begun)
             finally:
                 stream.cancel()
-                clock.finish()
+                clock.stopped()
 
 
 async def write(
