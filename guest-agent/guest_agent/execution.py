@@ -208,6 +208,11 @@ class Executions:
         self._forget_old()
         return execution, True
 
+    def thaw(self) -> None:
+        """Nobody could read while the machine was frozen: what has no reader gets its whole time for one again."""
+        for execution in self.by_id.values():
+            execution.watch_loneliness()
+
     def _buffer_bytes(self) -> int:
         """Half of what is left, within the bounds."""
         used = sum(execution.output.capacity for execution in self.by_id.values() if execution.end is None)

@@ -1,5 +1,6 @@
 """sandpool.guest.v1.GuestService: the life of this agent, from template to clone to sealed."""
 
+import asyncio
 import hashlib
 import os
 import time
@@ -14,7 +15,7 @@ from guest_agent.rpc import Refused
 from guest_agent.worker_process import WorkerLost
 from sandpool.guest.v1 import guest_pb2 as pb
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2  # guest.proto says what came with each
 AGENT_VERSION = "0.1.0"
 
 
@@ -36,7 +37,8 @@ class GuestService:
         self._activity = executions.activity
         self._python = python
         self._identity = identity
-        self._prepared: tuple[str, pb.PrepareResponse] | None = None
+        self._preparing = asyncio.Lock()
+        self._prepared: tuple[pb.PrepareRequest, pb.PrepareResponse] | None = None
 
     def methods(self) -> dict[str, Any]:
         """By rpc name."""
@@ -53,7 +55,7 @@ class GuestService:
         return pb.DescribeResponse(
             protocol_version=PROTOCOL_VERSION,
             agent_version=AGENT_VERSION,
-            vm_id=self._prepared[0] if self._prepared else "",
+            vm_id=self._prepared[0].vm_id if self._prepared else "",
             activity=self._describe_activity(),
         )
 
@@ -64,11 +66,18 @@ class GuestService:
         return pb.QuiesceResponse(protocol_version=PROTOCOL_VERSION, agent_version=AGENT_VERSION)
 
     async def prepare(self, request: pb.PrepareRequest) -> pb.PrepareResponse:
-        """Become a VM of its own."""
-        if self._prepared is not None:
-            if self._prepared[0] != request.vm_id:
-                raise Refused(Status.FAILED_PRECONDITION, "PREPARED", "prepared as another vm")
-            return self._prepared[1]
+        """Become a VM of its own, also after a life as another one or as the same."""
+        async with self._preparing:
+            if self._prepared is not None and _same(self._prepared[0], request):
+                return self._prepared[1]
+            if request.resumes_vm_id != (self._prepared[0].vm_id if self._prepared else ""):
+                raise Refused(Status.FAILED_PRECONDITION, "PREPARED", "prepared as another vm", "resumes_vm_id")
+            response = await self._become(request)
+            self._prepared = request, response
+            return response
+
+    async def _become(self, request: pb.PrepareRequest) -> pb.PrepareResponse:
+        self._executions.thaw()
         try:
             self._identity.assume(request)
         except OSError as error:
@@ -88,7 +97,6 @@ class GuestService:
             worker_samples={"python": sample},
         )
         self._activity.reset(time.monotonic())
-        self._prepared = request.vm_id, response
         return response
 
     async def seal(self, request: pb.SealRequest) -> pb.SealResponse:
@@ -115,3 +123,9 @@ class GuestService:
             executions=self._activity.executions,
             idle_for=None if idle is None else idle_for,
         )
+
+
+def _same(one: pb.PrepareRequest, other: pb.PrepareRequest) -> bool:
+    """A repeat. A VM that resumes as itself, and does so again, is told apart by what it is seeded with."""
+    named = (one.vm_id, one.resumes_vm_id) == (other.vm_id, other.resumes_vm_id)
+    return named and (one.vm_id != one.resumes_vm_id or one.entropy == other.entropy)

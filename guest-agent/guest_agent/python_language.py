@@ -81,8 +81,10 @@ class PythonLanguage:
     async def seed(self, seed: bytes) -> bytes:
         """Reseed the worker's generators; starts the worker if there is none. Returns a sample of 32 bytes.
 
-        Raises OSError, WorkerLost.
+        A cell that runs goes on; while it is in code that is not Python's the answer waits. Raises OSError, WorkerLost.
         """
+        if self._current is not None and self._worker is not None:
+            return (await self._worker.seed_in_cell(seed))[:32]
         async with self._lock:
             worker = await self._ensure()
             worker.send("S", seed)
@@ -139,10 +141,11 @@ class PythonLanguage:
         try:
             worker.send("X", _request(cell))
             ended = await _collect(worker, cell.execution)
+            await worker.take_late_samples()
             ended.peak_memory_bytes = worker.program.peak_memory_bytes() or ended.peak_memory_bytes
             if cell.kill:
                 worker.program.kill_offspring()
-        except (WorkerLost, ValueError, KeyError):
+        except (WorkerLost, TimeoutError, ValueError, KeyError):
             ended = await self._bury(worker)
         finally:
             timer.cancel()
@@ -202,6 +205,9 @@ async def _collect(worker: WorkerProcess, execution: Execution) -> pb.ExecutionE
         worker.drain()  # what was written before this frame is in the pipe by now
         if kind == "E":
             return _ended(execution, json.loads(payload))
+        if kind == "S":
+            worker.take_sample(payload)
+            continue
         await _add_result(worker, execution, json.loads(payload))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from guest_agent.worker_pipe import WorkerPipe
+from guest_agent.worker_pipe import SEED_SIGNAL, WorkerPipe
 
 # Imported before the template is frozen, so that they cost a session nothing. What is not installed is passed over.
 POPULAR = (
@@ -160,13 +160,30 @@ class Worker:
             pyplot.close("all")
 
     def seed(self, seed: bytes) -> bytes:
-        """Make every generator of this process its own. Returns a sample."""
+        """Make every generator of this process its own. Returns a sample.
+
+        Those that user code has made for itself are its variables, and stay as they are.
+        """
         random.seed(seed)
-        numpy = sys.modules.get("numpy")
-        if numpy is not None:
-            numpy.random.seed(list(seed[:32]))
-        sys.modules.get("uuid", random).__dict__.pop("_last_timestamp", None)
+        for name in ("numpy.random", "sympy.core.random"):
+            reseed = getattr(sys.modules.get(name), "seed", None)  # none while a cell imports it
+            if reseed is not None:
+                reseed(list(seed[:32]) if name == "numpy.random" else seed)
+        if "uuid" in sys.modules:
+            sys.modules["uuid"].__dict__["_last_timestamp"] = None
         return random.randbytes(32)
+
+    def seed_in_cell(self) -> None:
+        """The handler of SEED_SIGNAL: the cell goes on with generators of its own. Between cells nothing."""
+        if not self.running or os.getpid() != self.pid or self.pipe.defer(self.seed_in_cell):
+            return
+        if self.pipe.has_request():
+            _, seed = self.pipe.receive()
+            sample = b""
+            try:
+                sample = self.seed(seed)
+            finally:  # the agent waits for it
+                self.pipe.send("S", sample)
 
 
 class Display:
@@ -248,6 +265,7 @@ def main() -> None:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
+    signal.signal(SEED_SIGNAL, lambda *_: worker.seed_in_cell())
     if "--preimport" in sys.argv:
         preimport()
 

@@ -6,13 +6,15 @@ import signal
 import struct
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from guest_agent.input_pipe import InputPipe
 from guest_agent.launch import Launcher
 from guest_agent.process import Program, ProgramEnd
 from guest_agent.pump import Pump
+from guest_agent.worker_pipe import SEED_SIGNAL
 
 # Frames are hostile, as the worker runs user code. What is large (results) comes outside of them, in pieces.
 MAX_FRAME_BYTES = 1 << 20
@@ -22,6 +24,8 @@ PATH_VARIABLE = "PYTHONPATH"
 BUFFER_BYTES = 256 << 10
 # A worker whose pipe has ended is ending: for so long its own exit code is waited for.
 EXIT_SECONDS = 1.0
+# The cell may not have begun when SEED_SIGNAL came: it is said again.
+SEED_AGAIN_SECONDS = 0.2
 
 
 class WorkerLost(Exception):
@@ -47,6 +51,7 @@ class WorkerProcess:
     stdout: Pump
     stderr: Pump
     watcher: asyncio.Task[None] | None = None
+    samples: deque[asyncio.Future[bytes]] = field(default_factory=deque)
 
     @classmethod
     async def start(cls, launcher: Launcher, preimport: bool) -> "WorkerProcess":
@@ -121,6 +126,30 @@ class WorkerProcess:
         """Queue a request."""
         self.requests.write(struct.pack(">BI", ord(kind), len(payload)) + payload)
 
+    async def seed_in_cell(self, seed: bytes) -> bytes:
+        """Reseed while a cell runs, whose owner takes the sample that comes among its frames. Raises WorkerLost."""
+        sample: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.samples.append(sample)
+        self.send("S", seed)
+        while not sample.done():
+            self.program.signal_leader(SEED_SIGNAL)
+            await asyncio.wait([sample], timeout=SEED_AGAIN_SECONDS)
+        return sample.result()
+
+    def take_sample(self, sample: bytes) -> None:
+        """The answer to the oldest seed_in_cell. Raises WorkerLost if there is none."""
+        if not self.samples:
+            raise WorkerLost
+        asked = self.samples.popleft()
+        if not asked.done():
+            asked.set_result(sample)
+
+    async def take_late_samples(self) -> None:
+        """The cell has ended, so the worker answers now what it was asked. Raises WorkerLost, TimeoutError."""
+        async with asyncio.timeout(EXIT_SECONDS):
+            while self.samples:
+                self.take_sample((await self.receive())[1])
+
     def redirect(
         self, stdout: Callable[[bytes], None], stderr: Callable[[bytes], None], room: Callable[[], bool]
     ) -> None:
@@ -154,6 +183,9 @@ class WorkerProcess:
             await self.program.exited()
         if self.watcher is not None:
             self.watcher.cancel()
+        for asked in self.samples:
+            if not asked.done():
+                asked.set_exception(WorkerLost())
         end = await self.program.end()
         self.transport.close()
         self.requests.abort()

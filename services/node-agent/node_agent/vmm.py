@@ -78,7 +78,10 @@ class RunningVm(Protocol):
 
 
 class Vmm(Protocol):
-    """One hypervisor. Lifecycle: probe, then build once per template, then clone, dial by address, destroy, recover."""
+    """One hypervisor. Lifecycle: probe, then build once per template, then clone, dial by address, destroy, recover.
+
+    A VM can be hibernated too: what that leaves is cloned as a template is.
+    """
 
     @property
     def name(self) -> str:
@@ -101,6 +104,13 @@ class Vmm(Protocol):
 
     async def clone(self, template: Path, machine: MachineSpec, directory: Path) -> RunningVm:
         """A resumed copy-on-write clone whose files are all in directory. Raises CloneFailed."""
+
+    async def hibernate(self, vm: RunningVm, directory: Path) -> None:
+        """Freeze a live clone into directory (empty; complete and immutable afterwards) and end it.
+
+        clone() of that directory resumes it with all its memory mapped privately; more than one clone of it is a fork,
+        and each must be made unique again. Connections do not survive. Raises CloneFailed; the VM is gone then too.
+        """
 
     async def recover(self, directory: Path) -> RunningVm | None:
         """The VM that an earlier agent left in directory, if it lives and is provably ours; kills leftovers if not."""

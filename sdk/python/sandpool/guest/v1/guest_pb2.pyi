@@ -44,7 +44,7 @@ class DescribeResponse(_message.Message):
     VM_ID_FIELD_NUMBER: _builtins.int
     ACTIVITY_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
-    """1. Grows with every addition to what this agent can do."""
+    """Grows with every addition to what this agent can do. 1: the first. 2: PrepareRequest.resumes_vm_id."""
     agent_version: _builtins.str
     vm_id: _builtins.str
     @_builtins.property
@@ -143,6 +143,7 @@ class PrepareRequest(_message.Message):
     HOSTNAME_FIELD_NUMBER: _builtins.int
     BACKGROUND_IS_ACTIVITY_FIELD_NUMBER: _builtins.int
     MAX_PROCESSES_FIELD_NUMBER: _builtins.int
+    RESUMES_VM_ID_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     entropy: _builtins.bytes
     """256 bytes from the host's kernel."""
@@ -153,6 +154,11 @@ class PrepareRequest(_message.Message):
     background_is_activity: _builtins.bool
     max_processes: _builtins.int
     """Limits of user code inside the VM."""
+    resumes_vm_id: _builtins.str
+    """The vm_id that the frozen guest was prepared as before; empty for the clone of a template. An agent of protocol
+    version 1 does not know it and may answer as before the freeze: its answer is worth nothing.
+    A repeat is a request with the same vm_id and resumes_vm_id; where those two are equal, with the same entropy too.
+    """
     @_builtins.property
     def now(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -165,10 +171,11 @@ class PrepareRequest(_message.Message):
         hostname: _builtins.str = ...,
         background_is_activity: _builtins.bool = ...,
         max_processes: _builtins.int = ...,
+        resumes_vm_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["background_is_activity", b"background_is_activity", "entropy", b"entropy", "hostname", b"hostname", "machine_id", b"machine_id", "max_processes", b"max_processes", "now", b"now", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background_is_activity", b"background_is_activity", "entropy", b"entropy", "hostname", b"hostname", "machine_id", b"machine_id", "max_processes", b"max_processes", "now", b"now", "resumes_vm_id", b"resumes_vm_id", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

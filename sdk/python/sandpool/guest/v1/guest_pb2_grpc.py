@@ -88,6 +88,10 @@ class GuestServiceServicer:
     def Prepare(self, request, context):
         """Makes a clone unique and proves that it works: entropy, clock, names, generators of the workers, then a real
         execution. No user code before the answer. Once; a repeat with the same vm_id answers the same.
+        Once more after each thaw of a guest that was frozen in use, with resumes_vm_id: all steps again, under the same vm_id
+        or a new one. Variables, files and programs stay. What ran when it was frozen goes on, also before the answer, with
+        the time that it had left (time in which the guest was frozen does not count); what nobody reads is waited for anew;
+        a seal stays. A cell that runs is reseeded between two of its steps, and one that does not get that far is waited for.
         FAILED_PRECONDITION: prepared as another vm. INTERNAL: a step failed, the message names it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -45,6 +45,10 @@ class GuestServiceStub:
     Prepare: _grpc.UnaryUnaryMultiCallable[_guest_pb2.PrepareRequest, _guest_pb2.PrepareResponse]
     """Makes a clone unique and proves that it works: entropy, clock, names, generators of the workers, then a real
     execution. No user code before the answer. Once; a repeat with the same vm_id answers the same.
+    Once more after each thaw of a guest that was frozen in use, with resumes_vm_id: all steps again, under the same vm_id
+    or a new one. Variables, files and programs stay. What ran when it was frozen goes on, also before the answer, with
+    the time that it had left (time in which the guest was frozen does not count); what nobody reads is waited for anew;
+    a seal stays. A cell that runs is reseeded between two of its steps, and one that does not get that far is waited for.
     FAILED_PRECONDITION: prepared as another vm. INTERNAL: a step failed, the message names it.
     """
     Seal: _grpc.UnaryUnaryMultiCallable[_guest_pb2.SealRequest, _guest_pb2.SealResponse]
@@ -69,6 +73,10 @@ class GuestServiceAsyncStub(GuestServiceStub):
     Prepare: _aio.UnaryUnaryMultiCallable[_guest_pb2.PrepareRequest, _guest_pb2.PrepareResponse]  # type: ignore[assignment]
     """Makes a clone unique and proves that it works: entropy, clock, names, generators of the workers, then a real
     execution. No user code before the answer. Once; a repeat with the same vm_id answers the same.
+    Once more after each thaw of a guest that was frozen in use, with resumes_vm_id: all steps again, under the same vm_id
+    or a new one. Variables, files and programs stay. What ran when it was frozen goes on, also before the answer, with
+    the time that it had left (time in which the guest was frozen does not count); what nobody reads is waited for anew;
+    a seal stays. A cell that runs is reseeded between two of its steps, and one that does not get that far is waited for.
     FAILED_PRECONDITION: prepared as another vm. INTERNAL: a step failed, the message names it.
     """
     Seal: _aio.UnaryUnaryMultiCallable[_guest_pb2.SealRequest, _guest_pb2.SealResponse]  # type: ignore[assignment]
@@ -108,6 +116,10 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_guest_pb2.PrepareResponse, _abc.Awaitable[_guest_pb2.PrepareResponse]]:
         """Makes a clone unique and proves that it works: entropy, clock, names, generators of the workers, then a real
         execution. No user code before the answer. Once; a repeat with the same vm_id answers the same.
+        Once more after each thaw of a guest that was frozen in use, with resumes_vm_id: all steps again, under the same vm_id
+        or a new one. Variables, files and programs stay. What ran when it was frozen goes on, also before the answer, with
+        the time that it had left (time in which the guest was frozen does not count); what nobody reads is waited for anew;
+        a seal stays. A cell that runs is reseeded between two of its steps, and one that does not get that far is waited for.
         FAILED_PRECONDITION: prepared as another vm. INTERNAL: a step failed, the message names it.
         """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from node_agent.drivers.process import VmProcess, record, recorded_pid
-from node_agent.vmm import GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec
+from node_agent.vmm import GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec, RunningVm
 
 SOCKET = "s"
 # The limit of a unix socket's path, less its end.
@@ -96,6 +96,11 @@ class FakeVmm:
             running = await _start(directory)
             (directory / GUEST_ADDRESS_FILE).write_text(running.address.to_json())
         return running
+
+    async def hibernate(self, vm: RunningVm, directory: Path) -> None:
+        """Refuse: the memory of processes cannot be kept."""
+        await vm.destroy()
+        raise CloneFailed("hibernate: processes of this host have no memory that could be kept: this needs VMs")
 
     async def recover(self, directory: Path) -> FakeVm | None:
         """By pid and start time; one that was never finished has no address and is killed."""

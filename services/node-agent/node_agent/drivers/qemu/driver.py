@@ -3,26 +3,27 @@
 import asyncio
 import hashlib
 import json
-import shlex
 import shutil
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from node_agent.drivers.process import VmProcess, recorded_pid
-from node_agent.drivers.qemu import process
-from node_agent.drivers.qemu.command import Launch, arguments
+from node_agent.drivers.qemu import frozen as bundles
+from node_agent.drivers.qemu import migration, process
+from node_agent.drivers.qemu.command import Launch, Role, arguments
+from node_agent.drivers.qemu.frozen import FROZEN_FILE, Frozen
 from node_agent.drivers.qemu.probe import Probe, host_cpu, version
 from node_agent.drivers.qemu.qmp import QmpError
-from node_agent.vmm import GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec
+from node_agent.vmm import GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec, RunningVm
 
-FROZEN_FILE = "image.json"
 # It takes a tenth of a second; a QEMU that does not get on is not waited for.
 RESUME_SECONDS = 60.0
-# Memory stays in its own file; "events" makes QEMU say when a migration has ended.
-CAPABILITIES = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+# A second or two, and what the disk takes for the memory.
+HIBERNATE_SECONDS = 300.0
+# Of the QEMU that takes a hibernating VM's memory, in the VM's directory: sockets need short paths.
+WRITER = "w"
 
 
 class QemuVmm:
@@ -56,37 +57,55 @@ class QemuVmm:
         with _translated("template", vm):
             vm.mkdir()
             await _copy(image.scratch, vm / "scratch")
-            frozen = Frozen(image, (await self.probe()).name)
-            running = _start(frozen, machine, directory, vm, is_clone=False)
+            frozen = Frozen(image, machine, (await self.probe()).name)
+            running = _start(frozen, Role.TEMPLATE, directory / "memory", vm)
             try:
-                await _freeze(vm, directory / "state", quiesce)
+                async with migration.control(vm) as qmp:
+                    await quiesce(running.address)
+                    await migration.freeze(qmp, directory / "state")
             finally:
                 await running.destroy()
             (vm / "scratch").rename(directory / "scratch")
-            (directory / FROZEN_FILE).write_text(frozen.to_json())
             shutil.rmtree(vm)
-            for path in directory.iterdir():
-                # QEMU opens even memory that it maps privately for writing.
-                path.chmod(0o600 if path.name == "memory" else 0o400)
+            bundles.seal(directory, frozen)
 
     async def clone(self, template: Path, machine: MachineSpec, directory: Path) -> VmProcess:
         """Start, load the state, resume."""
         with _translated("clone", directory):
-            frozen = Frozen.from_json((template / FROZEN_FILE).read_text())
-            _check(template, machine)
+            frozen = bundles.read(template, machine)
             await _copy(template / "scratch", directory / "scratch")
-            running = _start(frozen, machine, template, directory, is_clone=True)
+            (directory / FROZEN_FILE).write_text(frozen.to_json())
+            running = _start(frozen, Role.CLONE, template / "memory", directory)
             try:
-                async with asyncio.timeout(RESUME_SECONDS):
-                    await _resume(directory, template / "state")
+                async with asyncio.timeout(RESUME_SECONDS), migration.control(directory) as qmp:
+                    await migration.resume(qmp, template / "state")
                 (directory / GUEST_ADDRESS_FILE).write_text(running.address.to_json())
             except BaseException:
                 await running.destroy()
                 raise
         return running
 
+    async def hibernate(self, vm: RunningVm, directory: Path) -> None:
+        """Move the VM into a second QEMU that writes its memory to a file, and freeze that one.
+
+        The memory of a clone is mapped privately: it is in no file that could be left as it is.
+        """
+        home = process.directory_of(vm.address)
+        with _translated("hibernate", home):
+            try:
+                async with asyncio.timeout(HIBERNATE_SECONDS):
+                    # Without an address it is not recovered, as it may be half moved by then.
+                    (home / GUEST_ADDRESS_FILE).unlink()
+                    frozen = Frozen.from_json((home / FROZEN_FILE).read_text())
+                    await _write(frozen, home, directory)
+            finally:
+                await vm.destroy()
+            await asyncio.to_thread(shutil.move, home / "scratch", directory / "scratch")
+            bundles.seal(directory, frozen)
+
     async def recover(self, directory: Path) -> VmProcess | None:
-        """By pid and start time; a VM that was never resumed has no address and is killed."""
+        """By pid and start time; a VM that was never resumed, or hibernates, has no address and is killed."""
+        await _kill_writer(directory)
         pid = recorded_pid(directory)
         if pid is None:
             return None
@@ -96,27 +115,6 @@ class QemuVmm:
                 return running
             await running.destroy()
         return None
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """What a template was booted from and with: a clone needs the same."""
-
-    image: Image
-    acceleration: str
-
-    def to_json(self) -> str:
-        """For the file."""
-        image = {name: str(value) for name, value in asdict(self.image).items()}
-        return json.dumps({"image": image, "acceleration": self.acceleration})
-
-    @classmethod
-    def from_json(cls, text: str) -> "Frozen":
-        """From the file. Raises ValueError, KeyError, TypeError."""
-        values = json.loads(text)
-        image_id = values["image"].pop("image_id")
-        paths = {name: Path(value) for name, value in values["image"].items()}
-        return cls(Image(**paths, image_id=image_id), values["acceleration"])
 
 
 @contextmanager
@@ -129,46 +127,35 @@ def _translated(what: str, directory: Path) -> Iterator[None]:
         raise CloneFailed(f"{what}: {error}; {said or _complaint(directory)}") from error
 
 
-def _check(template: Path, machine: MachineSpec) -> None:
-    """QEMU makes up memory that is missing, and waits for ever for a state that is. Raises OSError, ValueError."""
-    if (template / "memory").stat().st_size != machine.memory_bytes:
-        raise ValueError("the template's memory has another size")
-    if (template / "state").stat().st_size == 0:
-        raise ValueError("the template's state is empty")
-
-
-def _start(frozen: Frozen, machine: MachineSpec, template: Path, directory: Path, *, is_clone: bool) -> VmProcess:
+def _start(frozen: Frozen, role: Role, memory: Path, directory: Path) -> VmProcess:
     listener = process.listen(directory)
     try:
-        root_bytes, memory = frozen.image.root.stat().st_size, template / "memory"
-        qmp = listener.fileno()
-        launch = Launch(frozen.image, machine, frozen.acceleration, memory, root_bytes, is_clone, qmp)
+        root_bytes, qmp = frozen.image.root.stat().st_size, listener.fileno()
+        launch = Launch(frozen.image, frozen.machine, frozen.acceleration, memory, root_bytes, role, qmp)
         return process.spawn(arguments(launch), directory, listener)
     finally:
         listener.close()
 
 
-async def _freeze(vm: Path, state: Path, quiesce: Callable[[GuestAddress], Awaitable[None]]) -> None:
-    qmp = await process.connect(vm)
+async def _write(frozen: Frozen, home: Path, bundle: Path) -> None:
+    """Memory and state of the VM in home. The writer uses the same disk: it takes it over, and does nothing with it."""
+    place = home / WRITER
+    place.mkdir()
+    (place / "scratch").symlink_to(home / "scratch")
+    writer = _start(frozen, Role.WRITER, bundle / "memory", place)
     try:
-        await quiesce(process.address_of(vm))
-        await qmp.execute("stop")
-        await qmp.execute("migrate-set-capabilities", capabilities=CAPABILITIES)
-        await qmp.execute("migrate", uri=f"exec:cat > {shlex.quote(str(state))}")
-        await qmp.migration_ended()
+        async with migration.control(home) as source, migration.control(place) as target:
+            await migration.move(source, target, home / "move")
+            await migration.freeze(target, bundle / "state")
     finally:
-        await qmp.close()
+        await writer.destroy()
 
 
-async def _resume(vm: Path, state: Path) -> None:
-    qmp = await process.connect(vm)
-    try:
-        await qmp.execute("migrate-set-capabilities", capabilities=CAPABILITIES)
-        await qmp.execute("migrate-incoming", uri=f"exec:cat {shlex.quote(str(state))}")
-        await qmp.migration_ended()  # a cont before this point leaves it paused
-        await qmp.execute("cont")
-    finally:
-        await qmp.close()
+async def _kill_writer(home: Path) -> None:
+    pid = recorded_pid(home / WRITER)
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            await VmProcess(pid, process.address_of(home / WRITER)).destroy()
 
 
 async def _copy(source: Path, target: Path) -> None:

@@ -16,6 +16,11 @@ def address_of(directory: Path) -> GuestAddress:
     return GuestAddress("virtio-serial", tuple(str(directory / f"port{number}") for number in range(PORTS)))
 
 
+def directory_of(address: GuestAddress) -> Path:
+    """The VM's whose ports these are."""
+    return Path(address.paths[0]).parent
+
+
 def listen(directory: Path) -> socket.socket:
     """The QMP socket, bound before QEMU starts: there is nothing to poll for. Raises OSError."""
     (directory / "qmp").unlink(missing_ok=True)
