@@ -97,10 +97,10 @@ class Site:
         self.directory(vm_id).mkdir()
         return vm_id
 
-    async def clone(self) -> str:
-        """A new VM's id."""
+    async def clone(self, bundle: Path | None = None) -> str:
+        """A new VM's id; of the template, or of a hibernated VM."""
         vm_id = self.reserve()
-        self.vms[vm_id] = await self.driver.make().clone(self.template, MACHINE, self.directory(vm_id))
+        self.vms[vm_id] = await self.driver.make().clone(bundle or self.template, MACHINE, self.directory(vm_id))
         return vm_id
 
     async def ready(self) -> str:
@@ -109,10 +109,26 @@ class Site:
         await self.prepare(vm_id)
         return vm_id
 
-    async def prepare(self, vm_id: str) -> guest_pb2.PrepareResponse:
-        """As the node agent does."""
+    async def hibernate(self, vm_id: str, bundle: Path) -> None:
+        """By a driver object that has not cloned it. bundle is made."""
+        bundle.mkdir()
+        await self.driver.make().hibernate(self.vms[vm_id], bundle)
+
+    async def resume(self, bundle: Path, was: str, name: str = "") -> str:
+        """The new VM's id; it was another when it hibernated, and may keep that name inside."""
+        vm_id = await self.clone(bundle)
+        await self.prepare(vm_id, was, name)
+        return vm_id
+
+    async def prepare(self, vm_id: str, was: str = "", name: str = "") -> guest_pb2.PrepareResponse:
+        """As the node agent does. was: what a hibernated VM was prepared as; name: prepare it as that."""
         request = guest_pb2.PrepareRequest(
-            vm_id=vm_id, entropy=os.urandom(256), machine_id=os.urandom(16).hex(), hostname=vm_id, max_processes=256
+            vm_id=name or vm_id,
+            entropy=os.urandom(256),
+            machine_id=os.urandom(16).hex(),
+            hostname=name or vm_id,
+            max_processes=256,
+            resumes_vm_id=was,
         )
         request.now.GetCurrentTime()
         async with self.guest(vm_id) as guest:
@@ -171,7 +187,7 @@ def open_site(driver: Driver) -> Iterator[Site]:
     try:
         site = Site(driver, base, tunnel.stdout.readline().split()[2], key)
         asyncio.run(driver.make().build(driver.image, MACHINE, site.template, site.quiesce))
-        assert site.processes() == []
+        assert site.processes() == [], site.processes()
         yield site
     finally:
         tunnel.terminate()

@@ -1,6 +1,5 @@
 """States that leave one QEMU and enter another: how VMs are frozen, resumed and hibernated."""
 
-import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,17 +22,21 @@ async def control(directory: Path) -> AsyncIterator[Qmp]:
 
 
 async def freeze(qmp: Qmp, state: Path) -> None:
-    """All but the memory of a QEMU that shares it with its file. Raises QmpError."""
+    """All but the memory of a QEMU that shares it with its file. Raises QmpError, OSError."""
     await qmp.execute("stop")
     await _prepare(qmp, with_memory=False)
-    await qmp.execute("migrate", uri=f"exec:cat > {shlex.quote(str(state))}")
+    with state.open("wb") as file:
+        await qmp.give(file.fileno(), "state")
+    await qmp.execute("migrate", uri="fd:state")
     await qmp.migration_ended()
 
 
 async def resume(qmp: Qmp, state: Path) -> None:
-    """Load a state that was left without memory, and run. Raises QmpError."""
+    """Load a state that was left without memory, and run. Raises QmpError, OSError."""
     await _prepare(qmp, with_memory=False)
-    await qmp.execute("migrate-incoming", uri=f"exec:cat {shlex.quote(str(state))}")
+    with state.open("rb") as file:
+        await qmp.give(file.fileno(), "state")
+    await qmp.execute("migrate-incoming", uri="fd:state")
     await qmp.migration_ended()  # a cont before this point leaves it paused
     await qmp.execute("cont")
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import socket
 from typing import Any
 
 # A reply is a few hundred bytes; a QEMU that says more in one line is not well.
@@ -47,7 +49,17 @@ class Qmp:
 
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Run a command. Raises QmpError."""
-        self._writer.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        self._writer.write(_encoded(command, arguments))
+        return await self._answer(command)
+
+    async def give(self, descriptor: int, name: str) -> None:
+        """Pass an open file, which is fd:NAME in a later command. Raises QmpError, OSError."""
+        # Nothing is on its way: every command waits for its reply.
+        with socket.socket(fileno=os.dup(self._writer.get_extra_info("socket").fileno())) as same:
+            socket.send_fds(same, [_encoded("getfd", {"fdname": name})], [descriptor])
+        await self._answer("getfd")
+
+    async def _answer(self, command: str) -> Any:
         reply = await self._next(self._replies)
         if "error" in reply:
             raise QmpError(f"{command}: {reply['error'].get('desc', '')}")
@@ -73,3 +85,7 @@ class Qmp:
         """Hang up."""
         self._task.cancel()
         self._writer.close()
+
+
+def _encoded(command: str, arguments: dict[str, Any]) -> bytes:
+    return json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
