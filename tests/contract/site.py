@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib
 import itertools
 import os
@@ -40,6 +41,8 @@ class Driver:
     image: Image
     # Ways to break a copy of a template, by name.
     damages: dict[str, Callable[[Path], None]]
+    # So many are compared with one another.
+    unique_clones: int = 8
 
     def make(self) -> Vmm:
         """A new driver object, as after a start of the agent."""
@@ -120,7 +123,9 @@ class Site:
         await self.prepare(vm_id, was, name)
         return vm_id
 
-    async def prepare(self, vm_id: str, was: str = "", name: str = "") -> guest_pb2.PrepareResponse:
+    async def prepare(
+        self, vm_id: str, was: str = "", name: str = "", seconds_ahead: float = 0.0
+    ) -> guest_pb2.PrepareResponse:
         """As the node agent does. was: what a hibernated VM was prepared as; name: prepare it as that."""
         request = guest_pb2.PrepareRequest(
             vm_id=name or vm_id,
@@ -130,7 +135,7 @@ class Site:
             max_processes=256,
             resumes_vm_id=was,
         )
-        request.now.GetCurrentTime()
+        request.now.FromNanoseconds(time.time_ns() + int(seconds_ahead * 1e9))
         async with self.guest(vm_id) as guest:
             response: guest_pb2.PrepareResponse = await guest.life.Prepare(request, wait_for_ready=True, timeout=60)
         return response
@@ -154,10 +159,11 @@ class Site:
         shutil.rmtree(self.directory(vm_id))
 
     async def clean(self) -> None:
-        """Destroy every VM of a test; what still runs then is a leak."""
+        """Destroy every VM of a test, and what has hibernated; what still runs then is a leak."""
         await asyncio.gather(*(vm.destroy() for vm in self.vms.values()))
         for directory in (self.base / "vms").iterdir():
             shutil.rmtree(directory)
+        shutil.rmtree(self.base / "bundles", ignore_errors=True)
         assert self.processes() == []
 
     def processes(self) -> list[str]:
@@ -194,3 +200,12 @@ def open_site(driver: Driver) -> Iterator[Site]:
         tunnel.wait()
         tunnel.stdout.close()
         shutil.rmtree(base)
+
+
+def digest(directory: Path) -> dict[str, str]:
+    """Of every file."""
+    found = {}
+    for path in sorted(directory.iterdir()):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

@@ -10,6 +10,7 @@ import pytest
 from node_agent.vmm import Image
 from sandpool_image.build import build, make_scratch
 
+from .hibernate_suite import *  # noqa: F403
 from .site import MACHINE, Driver, Site, open_site
 from .vmm_suite import *  # noqa: F403
 
@@ -38,5 +39,5 @@ def whole_run() -> Iterator[Site]:
         scratch = Path(directory) / "scratch"
         make_scratch(scratch, MACHINE.disk_bytes)
         image = Image(paths.kernel, paths.initramfs, paths.root, scratch, paths.image_id)
-        with open_site(Driver("node_agent.drivers.qemu.driver:QemuVmm", True, image, DAMAGES)) as site:
+        with open_site(Driver("node_agent.drivers.qemu.driver:QemuVmm", True, image, DAMAGES, 200)) as site:
             yield site

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import signal
@@ -17,10 +16,11 @@ import pytest_asyncio
 
 from node_agent.drivers.process import PROCESS_FILE, recorded_pid
 from node_agent.vmm import GUEST_ADDRESS_FILE, CloneFailed, GuestAddress
-from sandpool.v1 import execution_pb2 as pb
 
 from .connections import CuttingRelay, half_a_frame
-from .site import MACHINE, Site
+from .conversation import say, until_it_says
+from .site import MACHINE, Site, digest
+from .uniqueness_suite import test_no_two_clones_are_alike as test_no_two_clones_are_alike
 
 STREAM_BYTES = 3_000_000
 MANY = 8
@@ -256,34 +256,9 @@ async def test_an_unfinished_clone_is_killed_and_not_recovered(site: Site) -> No
 # -- helpers -----------------------------------------------------------------------------------------------------------
 
 
-async def say(site: Site, vm_id: str, source: str) -> bytes:
-    """What a cell prints, on a connection of its own."""
-    async with site.guest(vm_id) as guest:
-        outcome = await guest.code(source)
-        assert outcome.error is None, outcome.error
-        return outcome.stdout
-
-
 async def download(site: Site, vm_id: str) -> int:
     """Bytes received of a stream."""
     async with site.guest(vm_id) as guest:
         outcome = await guest.shell(f"head -c {STREAM_BYTES} /dev/zero")
         assert outcome.stdout.count(0) == len(outcome.stdout)
         return len(outcome.stdout)
-
-
-async def until_it_says(stream: AsyncIterator[pb.ExecutionEvent], text: bytes) -> None:
-    """Read events up to some output."""
-    async for event in stream:
-        if event.HasField("output") and text in event.output.data:
-            return
-    raise AssertionError("the stream has ended")
-
-
-def digest(directory: Path) -> dict[str, str]:
-    """Of every file."""
-    found = {}
-    for path in sorted(directory.iterdir()):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found

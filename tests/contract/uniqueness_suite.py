@@ -1,0 +1,73 @@
+"""No two clones are alike: as many as the driver is worth. A module that imports this gives the fixture site."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+
+from .conversation import say
+from .site import Site
+
+AT_A_TIME = 8
+CLOCK_SECONDS = 1.0
+# The very first thing that a clone does; numpy is not there in tests without VMs.
+FIRST_CELL = """
+import os
+seen = {"os.urandom": os.urandom(16).hex()}
+with open("/dev/urandom", "rb", buffering=0) as device:
+    seen["/dev/urandom"] = device.read(16).hex()
+import time
+clock = time.time()
+import json, random, secrets, uuid
+seen["uuid4"], seen["secrets"] = str(uuid.uuid4()), secrets.token_hex(16)
+seen["random"], seen["Random()"] = random.random(), random.Random().random()
+try:
+    import numpy, sympy.core.random
+except ImportError:
+    pass
+else:
+    seen["numpy.random"], seen["default_rng"] = numpy.random.random(), numpy.random.default_rng().random()
+    seen["sympy"] = sympy.core.random.random()
+print(json.dumps([clock, seen]))
+"""
+NAMES = {"boot_id": "/proc/sys/kernel/random/boot_id", "machine_id": "/etc/machine-id", "hostname": "/etc/hostname"}
+NAMES_CELL = f"print(json.dumps({{name: open(path).read() for name, path in {NAMES}.items()}}))"
+
+
+async def test_no_two_clones_are_alike(site: Site) -> None:
+    turns = asyncio.Semaphore(AT_A_TIME)
+
+    async def one() -> Mapping[str, object]:
+        async with turns:
+            vm_id = await site.ready()
+            try:
+                return await fingerprint(site, vm_id)
+            finally:
+                await site.vms.pop(vm_id).destroy()
+                shutil.rmtree(site.directory(vm_id))
+
+    async with asyncio.TaskGroup() as group:
+        clones = [group.create_task(one()) for _ in range(site.driver.unique_clones)]
+    assert_unlike([clone.result() for clone in clones])
+
+
+async def fingerprint(site: Site, vm_id: str) -> Mapping[str, object]:
+    """Everything that must be a VM's own, by name; its clock is right."""
+    before = time.time()
+    clock, seen = json.loads(await say(site, vm_id, FIRST_CELL))
+    assert before - CLOCK_SECONDS < clock < time.time() + CLOCK_SECONDS
+    if site.driver.is_vm:  # a process has its host's names
+        seen |= json.loads(await say(site, vm_id, NAMES_CELL))
+    return dict(seen)
+
+
+def assert_unlike(fingerprints: Iterable[Mapping[str, object]]) -> None:
+    """No value of one is that of another."""
+    found = list(fingerprints)
+    for name in found[0]:
+        values = [one[name] for one in found]
+        assert len(set(values)) == len(values), name
+    assert all(one.keys() == found[0].keys() for one in found)
