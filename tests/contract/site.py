@@ -135,8 +135,9 @@ class Site:
             max_processes=256,
             resumes_vm_id=was,
         )
-        request.now.FromNanoseconds(time.time_ns() + int(seconds_ahead * 1e9))
         async with self.guest(vm_id) as guest:
+            await guest.channel.channel_ready()
+            request.now.FromNanoseconds(time.time_ns() + int(seconds_ahead * 1e9))
             response: guest_pb2.PrepareResponse = await guest.life.Prepare(request, wait_for_ready=True, timeout=60)
         return response
 

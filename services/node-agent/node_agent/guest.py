@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import time
@@ -25,6 +26,8 @@ PREPARE_SECONDS = 60.0
 # A guest that does not answer a Seal within this is UNRESPONSIVE.
 SEAL_SECONDS = 10.0
 ENTROPY_BYTES = 256
+# Of the guest protocol: what can be resumed. Older ones answer as they did before they were frozen.
+RESUMABLE_VERSION = 2
 
 
 class GuestFailed(Exception):
@@ -46,11 +49,17 @@ class Guests:
         part.rename(self._keys / "node-agent.pub")
 
     @asynccontextmanager
-    async def _stub(self, vm_id: str) -> AsyncIterator[guest_pb2_grpc.GuestServiceAsyncStub]:
+    async def _stub(self, vm_id: str, ready_within: float = 0.0) -> AsyncIterator[guest_pb2_grpc.GuestServiceAsyncStub]:
+        """ready_within: be connected first, within so many seconds."""
         token = capability.sign(self._key, vm_id, time.time() + CAPABILITY_SECONDS)
         async with rpc.tunnel_channel(vm_id, self.tunnel_address, token) as channel:
             try:
+                if ready_within:
+                    async with asyncio.timeout(ready_within):
+                        await channel.channel_ready()
                 yield guest_pb2_grpc.GuestServiceStub(channel)
+            except TimeoutError as error:
+                raise GuestFailed("the guest agent cannot be reached") from error
             except grpc.aio.AioRpcError as error:
                 raise GuestFailed(f"the guest agent answered {error.code().name}") from error
 
@@ -59,8 +68,11 @@ class Guests:
         async with self._stub(vm_id) as stub:
             await stub.Quiesce(pb.QuiesceRequest(), wait_for_ready=True, timeout=BOOT_SECONDS)
 
-    async def prepare(self, record: VmRecord) -> bytes:
-        """Make a clone unique; returns what its generators answered, to be compared. Raises GuestFailed."""
+    async def prepare(self, record: VmRecord, resumes_vm_id: str = "") -> bytes:
+        """Make a clone unique; returns what its generators answered, to be compared. Raises GuestFailed.
+
+        resumes_vm_id: of a hibernated VM, the name that it had.
+        """
         request = pb.PrepareRequest(
             vm_id=record.vm_id,
             entropy=os.urandom(ENTROPY_BYTES),
@@ -68,16 +80,14 @@ class Guests:
             hostname=f"vm-{record.vm_id[-12:]}",
             background_is_activity=record.background_is_activity,
             max_processes=record.max_processes,
+            resumes_vm_id=resumes_vm_id,
         )
-        request.now.GetCurrentTime()
-        async with self._stub(record.vm_id) as stub:
+        async with self._stub(record.vm_id, ready_within=PREPARE_SECONDS) as stub:
+            request.now.GetCurrentTime()  # the guest's clock is late by what comes after this
             answer = await stub.Prepare(
                 request, wait_for_ready=True, timeout=PREPARE_SECONDS, metadata=telemetry.outgoing()
             )
-        samples = [answer.random_sample, *(answer.worker_samples[name] for name in sorted(answer.worker_samples))]
-        if len(samples) < 2 or any(len(sample) != 32 for sample in samples):
-            raise GuestFailed("the guest agent proved no randomness of its own")
-        return hashlib.sha256(b"".join(samples)).digest()
+        return proof(request, answer)
 
     async def seal(self, vm_id: str, only_if_idle_for: duration_pb2.Duration) -> pb.SealResponse:
         """Seal if idle for long enough. Raises GuestFailed."""
@@ -85,3 +95,13 @@ class Guests:
         async with self._stub(vm_id) as stub:
             # A tunnel that is being started again is not the guest's silence.
             return await stub.Seal(request, wait_for_ready=True, timeout=SEAL_SECONDS)
+
+
+def proof(request: pb.PrepareRequest, answer: pb.PrepareResponse) -> bytes:
+    """What no other clone answers. Raises GuestFailed."""
+    if request.resumes_vm_id and answer.protocol_version < RESUMABLE_VERSION:
+        raise GuestFailed("the guest agent is too old to be resumed: its image must be built again")
+    samples = [answer.random_sample, *(answer.worker_samples[name] for name in sorted(answer.worker_samples))]
+    if len(samples) < 2 or any(len(sample) != 32 for sample in samples):
+        raise GuestFailed("the guest agent proved no randomness of its own")
+    return hashlib.sha256(b"".join(samples)).digest()
