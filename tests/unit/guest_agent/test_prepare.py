@@ -81,7 +81,7 @@ async def test_a_cell_that_runs_is_reseeded_and_goes_on(agent: Agent) -> None:
     await agent.guest.Prepare(request("v"))
     cell = agent.executions.Execute(pb.ExecuteRequest(code=pb.Code(source=WAITS.format("")), execution_id="cell"))
     await until_on(cell)
-    one, other = [await agent.guest.Prepare(request("v", was="v")) for _ in range(2)]
+    one, other = [await agent.guest.Prepare(request("v", was="v"), timeout=60) for _ in range(2)]
     assert one.worker_samples != other.worker_samples
     (agent.data / "go").touch()
     outcome = await gather(agent.executions.Attach(pb.AttachRequest(execution_id="cell")))
@@ -94,7 +94,7 @@ async def test_a_cell_that_hears_no_signal_is_waited_for(agent: Agent) -> None:
     deaf = WAITS.format("signal.signal(signal.SIGURG, signal.SIG_IGN)")
     cell = agent.executions.Execute(pb.ExecuteRequest(code=pb.Code(source=deaf), execution_id="cell"))
     await until_on(cell)
-    resuming = asyncio.ensure_future(agent.guest.Prepare(request("v", was="v")))
+    resuming = asyncio.ensure_future(agent.guest.Prepare(request("v", was="v"), timeout=60))
     await agent.guest.Describe(guest_pb2.DescribeRequest())
     (agent.data / "go").touch()
     outcome = await gather(agent.executions.Attach(pb.AttachRequest(execution_id="cell")))
@@ -111,7 +111,7 @@ async def test_a_cell_that_sends_a_result_is_reseeded_after_it(agent: Agent) -> 
     async for event in stream:  # the rest waits for whoever reads
         if event.HasField("result"):
             break
-    resuming = asyncio.ensure_future(agent.guest.Prepare(request("v", was="v")))
+    resuming = asyncio.ensure_future(agent.guest.Prepare(request("v", was="v"), timeout=60))
     size, said = len(event.result.data), b""
     async for event in stream:
         size, said = size + len(event.result.data), said + event.output.data

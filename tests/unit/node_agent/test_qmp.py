@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import socket
 import tempfile
 
 import pytest
@@ -53,3 +55,31 @@ async def test_a_peer_that_ends_at_once_is_gone_for_good() -> None:
             await Qmp.connect(f"{directory}/q")
         server.close()
         await server.wait_closed()
+
+
+def take_a_file(listener: socket.socket) -> bytes:
+    """A peer that writes to what it is given. Returns the command that came with it."""
+    peer, _ = listener.accept()
+    with peer:
+        peer.sendall(b'{"QMP": {}}\n')
+        assert b"qmp_capabilities" in peer.recv(4096)
+        peer.sendall(b'{"return": {}}\n')
+        command, descriptors, _, _ = socket.recv_fds(peer, 4096, 1)
+        with os.fdopen(descriptors[0], "wb") as file:
+            file.write(b"state")
+        peer.sendall(b'{"return": {}}\n')
+    return command
+
+
+async def test_an_open_file_is_given_under_a_name() -> None:
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{directory}/q")
+        listener.listen()
+        peer = asyncio.create_task(asyncio.to_thread(take_a_file, listener))
+        qmp = await Qmp.connect(f"{directory}/q")
+        with tempfile.TemporaryFile() as file:
+            await qmp.give(file.fileno(), "state")
+            assert json.loads(await peer) == {"execute": "getfd", "arguments": {"fdname": "state"}}
+            file.seek(0)
+            assert file.read() == b"state"
+        await qmp.close()

@@ -1,6 +1,7 @@
 """QEMU behind the Vmm protocol: templates frozen by a migration that leaves memory in its file, clones that map it."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import shutil
@@ -100,7 +101,7 @@ class QemuVmm:
                     await _write(frozen, home, directory)
             finally:
                 await vm.destroy()
-            await asyncio.to_thread(shutil.move, home / "scratch", directory / "scratch")
+            await _hand_over(home / "scratch", directory / "scratch")
             bundles.seal(directory, frozen)
 
     async def recover(self, directory: Path) -> VmProcess | None:
@@ -162,6 +163,15 @@ async def _copy(source: Path, target: Path) -> None:
     """Only the allocated blocks, or none at all where the file system shares them."""
     command = ["cp", "--sparse=always", "--reflink=auto", "--no-preserve=mode", str(source), str(target)]
     await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+
+
+async def _hand_over(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        await _copy(source, target)
 
 
 def _complaint(directory: Path) -> str:
