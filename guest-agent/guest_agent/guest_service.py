@@ -25,12 +25,15 @@ class Identity(Protocol):
     def assume(self, request: pb.PrepareRequest) -> None:
         """Take entropy, clock, machine-id, boot-id, hostname and limits from the request. Raises OSError."""
 
+    def set_clock(self, now: timestamp_pb2.Timestamp) -> None:
+        """Raises OSError."""
+
     def settle(self) -> None:
         """Write everything to disk and drop caches, before the machine is frozen."""
 
 
 class GuestService:
-    """Describe, Quiesce, Prepare, Seal, Unseal."""
+    """Describe, Quiesce, Prepare, SetClock, Seal, Unseal."""
 
     def __init__(self, executions: Executions, python: PythonLanguage, identity: Identity) -> None:
         self._executions = executions
@@ -46,6 +49,7 @@ class GuestService:
             "Describe": self.describe,
             "Quiesce": self.quiesce,
             "Prepare": self.prepare,
+            "SetClock": self.set_clock,
             "Seal": self.seal,
             "Unseal": self.unseal,
         }
@@ -98,6 +102,14 @@ class GuestService:
         )
         self._activity.reset(time.monotonic())
         return response
+
+    async def set_clock(self, request: pb.SetClockRequest) -> pb.SetClockResponse:
+        """Once more: it was late, or is wrong by now."""
+        try:
+            self._identity.set_clock(request.now)
+        except (OSError, ValueError) as error:
+            raise Refused(Status.INTERNAL, "CLOCK_FAILED", f"the clock cannot be set: {error}") from error
+        return pb.SetClockResponse()
 
     async def seal(self, request: pb.SealRequest) -> pb.SealResponse:
         """Refuse from now on, if idle."""

@@ -9,6 +9,8 @@ import struct
 import time
 from pathlib import Path
 
+from google.protobuf import timestamp_pb2
+
 from guest_agent.cgroup import Cgroups
 from sandpool.guest.v1 import guest_pb2 as pb
 
@@ -33,7 +35,7 @@ class MachineIdentity:
         with Path("/dev/random").open("wb", buffering=0) as device:
             fcntl.ioctl(device, RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
             fcntl.ioctl(device, RNDRESEEDCRNG)
-        time.clock_settime(time.CLOCK_REALTIME, request.now.ToNanoseconds() / 1e9)
+        self.set_clock(request.now)
         socket.sethostname(request.hostname)
         HOSTNAME.write_text(request.hostname + "\n")
         MACHINE_ID.write_text(request.machine_id + "\n")
@@ -42,6 +44,10 @@ class MachineIdentity:
         FRESH_BOOT_ID.write_text(_uuid(bytearray(os.urandom(16))) + "\n")
         if request.max_processes:
             self._cgroups.limit_processes(request.max_processes)
+
+    def set_clock(self, now: timestamp_pb2.Timestamp) -> None:
+        """Of the wall; timeouts do not depend on it."""
+        time.clock_settime_ns(time.CLOCK_REALTIME, now.ToNanoseconds())
 
     def _place_boot_id(self) -> None:
         """The kernel's own is fixed for a boot, and a clone has not booted: a file is mounted over it."""

@@ -20,6 +20,7 @@ from pathlib import Path
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node_agent.guest import set_clock
 from node_agent.vmm import GUEST_ADDRESS_FILE, GuestAddress, Image, MachineSpec, RunningVm, Vmm
 from sandpool.guest.v1 import guest_pb2, guest_pb2_grpc
 from sandpool.v1 import execution_pb2 as pb
@@ -139,6 +140,8 @@ class Site:
             await guest.channel.channel_ready()
             request.now.FromNanoseconds(time.time_ns() + int(seconds_ahead * 1e9))
             response: guest_pb2.PrepareResponse = await guest.life.Prepare(request, wait_for_ready=True, timeout=60)
+            if not seconds_ahead:
+                await set_clock(guest.life)
         return response
 
     def token(self, vm_id: str) -> str:

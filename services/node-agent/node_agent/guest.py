@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,6 +28,9 @@ SEAL_SECONDS = 10.0
 ENTROPY_BYTES = 256
 # Of the guest protocol: what can be resumed. Older ones answer as they did before they were frozen.
 RESUMABLE_VERSION = 2
+# And who can set its clock again. It is late by less than CLOCK_SECONDS, or the VM is of no use.
+CLOCK_VERSION = 2
+CLOCK_SECONDS, CLOCK_TRIES, CLOCK_CALL_SECONDS = 0.5, 10, 5.0
 
 
 class GuestFailed(Exception):
@@ -83,10 +86,13 @@ class Guests:
             resumes_vm_id=resumes_vm_id,
         )
         async with self._stub(record.vm_id, ready_within=PREPARE_SECONDS) as stub:
-            request.now.GetCurrentTime()  # the guest's clock is late by what comes after this
+            begun = time.monotonic()
+            request.now.GetCurrentTime()
             answer = await stub.Prepare(
                 request, wait_for_ready=True, timeout=PREPARE_SECONDS, metadata=telemetry.outgoing()
             )
+            if time.monotonic() - begun > CLOCK_SECONDS and answer.protocol_version >= CLOCK_VERSION:
+                await set_clock(stub)
         return proof(request, answer)
 
     async def seal(self, vm_id: str, only_if_idle_for: duration_pb2.Duration) -> pb.SealResponse:
@@ -95,6 +101,20 @@ class Guests:
         async with self._stub(vm_id) as stub:
             # A tunnel that is being started again is not the guest's silence.
             return await stub.Seal(request, wait_for_ready=True, timeout=SEAL_SECONDS)
+
+
+async def set_clock(
+    stub: guest_pb2_grpc.GuestServiceAsyncStub, monotonic: Callable[[], float] = time.monotonic
+) -> None:
+    """Until an answer comes soon enough to prove that the clock is right. Raises GuestFailed, AioRpcError."""
+    request = pb.SetClockRequest()
+    for _ in range(CLOCK_TRIES):
+        begun = monotonic()
+        request.now.GetCurrentTime()
+        await stub.SetClock(request, timeout=CLOCK_CALL_SECONDS)
+        if monotonic() - begun <= CLOCK_SECONDS:
+            return
+    raise GuestFailed("the guest is too slow for its clock to be right")
 
 
 def proof(request: pb.PrepareRequest, answer: pb.PrepareResponse) -> bytes:

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsandpool/guest/v1/guest.proto\x12\x11sandpool.guest.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n\x0f\x44\x65scribeRequest\"\x81\x01\n\x10\x44\x65scribeResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\r\n\x05vm_id\x18\x03 \x01(\t\x12-\n\x08\x61\x63tivity\x18\x04 \x01(\x0b\x32\x1b.sandpool.guest.v1.Activity\"Z\n\x08\x41\x63tivity\x12\r\n\x05\x63\x61lls\x18\x01 \x01(\r\x12\x12\n\nexecutions\x18\x02 \x01(\r\x12+\n\x08idle_for\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x10\n\x0eQuiesceRequest\"B\n\x0fQuiesceResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\ragent_version\x18\x02 \x01(\t\"\xcd\x01\n\x0ePrepareRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntropy\x18\x02 \x01(\x0c\x12\'\n\x03now\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nmachine_id\x18\x04 \x01(\t\x12\x10\n\x08hostname\x18\x05 \x01(\t\x12\x1e\n\x16\x62\x61\x63kground_is_activity\x18\x06 \x01(\x08\x12\x15\n\rmax_processes\x18\x07 \x01(\r\x12\x15\n\rresumes_vm_id\x18\x08 \x01(\t\"\xf0\x01\n\x0fPrepareResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\rrandom_sample\x18\x02 \x01(\x0c\x12\'\n\x03now\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12M\n\x0eworker_samples\x18\x04 \x03(\x0b\x32\x35.sandpool.guest.v1.PrepareResponse.WorkerSamplesEntry\x1a\x34\n\x12WorkerSamplesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"Q\n\x0bSealRequest\x12\x33\n\x10only_if_idle_for\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"{\n\x0cSealResponse\x12\x0e\n\x06sealed\x18\x01 \x01(\x08\x12,\n\tremaining\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x08\x61\x63tivity\x18\x03 \x01(\x0b\x32\x1b.sandpool.guest.v1.Activity\"\x0f\n\rUnsealRequest\"\x10\n\x0eUnsealResponse2\x9f\x03\n\x0cGuestService\x12S\n\x08\x44\x65scribe\x12\".sandpool.guest.v1.DescribeRequest\x1a#.sandpool.guest.v1.DescribeResponse\x12P\n\x07Quiesce\x12!.sandpool.guest.v1.QuiesceRequest\x1a\".sandpool.guest.v1.QuiesceResponse\x12P\n\x07Prepare\x12!.sandpool.guest.v1.PrepareRequest\x1a\".sandpool.guest.v1.PrepareResponse\x12G\n\x04Seal\x12\x1e.sandpool.guest.v1.SealRequest\x1a\x1f.sandpool.guest.v1.SealResponse\x12M\n\x06Unseal\x12 .sandpool.guest.v1.UnsealRequest\x1a!.sandpool.guest.v1.UnsealResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsandpool/guest/v1/guest.proto\x12\x11sandpool.guest.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n\x0f\x44\x65scribeRequest\"\x81\x01\n\x10\x44\x65scribeResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\r\n\x05vm_id\x18\x03 \x01(\t\x12-\n\x08\x61\x63tivity\x18\x04 \x01(\x0b\x32\x1b.sandpool.guest.v1.Activity\"Z\n\x08\x41\x63tivity\x12\r\n\x05\x63\x61lls\x18\x01 \x01(\r\x12\x12\n\nexecutions\x18\x02 \x01(\r\x12+\n\x08idle_for\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x10\n\x0eQuiesceRequest\"B\n\x0fQuiesceResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\ragent_version\x18\x02 \x01(\t\"\xcd\x01\n\x0ePrepareRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntropy\x18\x02 \x01(\x0c\x12\'\n\x03now\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nmachine_id\x18\x04 \x01(\t\x12\x10\n\x08hostname\x18\x05 \x01(\t\x12\x1e\n\x16\x62\x61\x63kground_is_activity\x18\x06 \x01(\x08\x12\x15\n\rmax_processes\x18\x07 \x01(\r\x12\x15\n\rresumes_vm_id\x18\x08 \x01(\t\"\xf0\x01\n\x0fPrepareResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\rrandom_sample\x18\x02 \x01(\x0c\x12\'\n\x03now\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12M\n\x0eworker_samples\x18\x04 \x03(\x0b\x32\x35.sandpool.guest.v1.PrepareResponse.WorkerSamplesEntry\x1a\x34\n\x12WorkerSamplesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\":\n\x0fSetClockRequest\x12\'\n\x03now\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x12\n\x10SetClockResponse\"Q\n\x0bSealRequest\x12\x33\n\x10only_if_idle_for\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"{\n\x0cSealResponse\x12\x0e\n\x06sealed\x18\x01 \x01(\x08\x12,\n\tremaining\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x08\x61\x63tivity\x18\x03 \x01(\x0b\x32\x1b.sandpool.guest.v1.Activity\"\x0f\n\rUnsealRequest\"\x10\n\x0eUnsealResponse2\xf4\x03\n\x0cGuestService\x12S\n\x08\x44\x65scribe\x12\".sandpool.guest.v1.DescribeRequest\x1a#.sandpool.guest.v1.DescribeResponse\x12P\n\x07Quiesce\x12!.sandpool.guest.v1.QuiesceRequest\x1a\".sandpool.guest.v1.QuiesceResponse\x12P\n\x07Prepare\x12!.sandpool.guest.v1.PrepareRequest\x1a\".sandpool.guest.v1.PrepareResponse\x12S\n\x08SetClock\x12\".sandpool.guest.v1.SetClockRequest\x1a#.sandpool.guest.v1.SetClockResponse\x12G\n\x04Seal\x12\x1e.sandpool.guest.v1.SealRequest\x1a\x1f.sandpool.guest.v1.SealResponse\x12M\n\x06Unseal\x12 .sandpool.guest.v1.UnsealRequest\x1a!.sandpool.guest.v1.UnsealResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,14 +51,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREPARERESPONSE']._serialized_end=895
   _globals['_PREPARERESPONSE_WORKERSAMPLESENTRY']._serialized_start=843
   _globals['_PREPARERESPONSE_WORKERSAMPLESENTRY']._serialized_end=895
-  _globals['_SEALREQUEST']._serialized_start=897
-  _globals['_SEALREQUEST']._serialized_end=978
-  _globals['_SEALRESPONSE']._serialized_start=980
-  _globals['_SEALRESPONSE']._serialized_end=1103
-  _globals['_UNSEALREQUEST']._serialized_start=1105
-  _globals['_UNSEALREQUEST']._serialized_end=1120
-  _globals['_UNSEALRESPONSE']._serialized_start=1122
-  _globals['_UNSEALRESPONSE']._serialized_end=1138
-  _globals['_GUESTSERVICE']._serialized_start=1141
-  _globals['_GUESTSERVICE']._serialized_end=1556
+  _globals['_SETCLOCKREQUEST']._serialized_start=897
+  _globals['_SETCLOCKREQUEST']._serialized_end=955
+  _globals['_SETCLOCKRESPONSE']._serialized_start=957
+  _globals['_SETCLOCKRESPONSE']._serialized_end=975
+  _globals['_SEALREQUEST']._serialized_start=977
+  _globals['_SEALREQUEST']._serialized_end=1058
+  _globals['_SEALRESPONSE']._serialized_start=1060
+  _globals['_SEALRESPONSE']._serialized_end=1183
+  _globals['_UNSEALREQUEST']._serialized_start=1185
+  _globals['_UNSEALREQUEST']._serialized_end=1200
+  _globals['_UNSEALRESPONSE']._serialized_start=1202
+  _globals['_UNSEALRESPONSE']._serialized_end=1218
+  _globals['_GUESTSERVICE']._serialized_start=1221
+  _globals['_GUESTSERVICE']._serialized_end=1721
 # @@protoc_insertion_point(module_scope)

@@ -52,6 +52,11 @@ class GuestServiceStub:
                 request_serializer=sandpool_dot_guest_dot_v1_dot_guest__pb2.PrepareRequest.SerializeToString,
                 response_deserializer=sandpool_dot_guest_dot_v1_dot_guest__pb2.PrepareResponse.FromString,
                 _registered_method=True)
+        self.SetClock = channel.unary_unary(
+                '/sandpool.guest.v1.GuestService/SetClock',
+                request_serializer=sandpool_dot_guest_dot_v1_dot_guest__pb2.SetClockRequest.SerializeToString,
+                response_deserializer=sandpool_dot_guest_dot_v1_dot_guest__pb2.SetClockResponse.FromString,
+                _registered_method=True)
         self.Seal = channel.unary_unary(
                 '/sandpool.guest.v1.GuestService/Seal',
                 request_serializer=sandpool_dot_guest_dot_v1_dot_guest__pb2.SealRequest.SerializeToString,
@@ -98,6 +103,14 @@ class GuestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetClock(self, request, context):
+        """Only the clock. It is late by what the call takes: for a caller to whom the answer to Prepare took too long.
+        INTERNAL: the kernel refuses.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Seal(self, request, context):
         """Atomically refuses every later data-plane call (FAILED_PRECONDITION SEALED), if idle for long enough or by force.
         """
@@ -129,6 +142,11 @@ def add_GuestServiceServicer_to_server(servicer, server):
                     servicer.Prepare,
                     request_deserializer=sandpool_dot_guest_dot_v1_dot_guest__pb2.PrepareRequest.FromString,
                     response_serializer=sandpool_dot_guest_dot_v1_dot_guest__pb2.PrepareResponse.SerializeToString,
+            ),
+            'SetClock': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetClock,
+                    request_deserializer=sandpool_dot_guest_dot_v1_dot_guest__pb2.SetClockRequest.FromString,
+                    response_serializer=sandpool_dot_guest_dot_v1_dot_guest__pb2.SetClockResponse.SerializeToString,
             ),
             'Seal': grpc.unary_unary_rpc_method_handler(
                     servicer.Seal,
@@ -225,6 +243,33 @@ class GuestService:
             '/sandpool.guest.v1.GuestService/Prepare',
             sandpool_dot_guest_dot_v1_dot_guest__pb2.PrepareRequest.SerializeToString,
             sandpool_dot_guest_dot_v1_dot_guest__pb2.PrepareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetClock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sandpool.guest.v1.GuestService/SetClock',
+            sandpool_dot_guest_dot_v1_dot_guest__pb2.SetClockRequest.SerializeToString,
+            sandpool_dot_guest_dot_v1_dot_guest__pb2.SetClockResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,10 @@ class GuestServiceStub:
     a seal stays. A cell that runs is reseeded between two of its steps, and one that does not get that far is waited for.
     FAILED_PRECONDITION: prepared as another vm. INTERNAL: a step failed, the message names it.
     """
+    SetClock: _grpc.UnaryUnaryMultiCallable[_guest_pb2.SetClockRequest, _guest_pb2.SetClockResponse]
+    """Only the clock. It is late by what the call takes: for a caller to whom the answer to Prepare took too long.
+    INTERNAL: the kernel refuses.
+    """
     Seal: _grpc.UnaryUnaryMultiCallable[_guest_pb2.SealRequest, _guest_pb2.SealResponse]
     """Atomically refuses every later data-plane call (FAILED_PRECONDITION SEALED), if idle for long enough or by force."""
     Unseal: _grpc.UnaryUnaryMultiCallable[_guest_pb2.UnsealRequest, _guest_pb2.UnsealResponse]
@@ -78,6 +82,10 @@ class GuestServiceAsyncStub(GuestServiceStub):
     the time that it had left (time in which the guest was frozen does not count); what nobody reads is waited for anew;
     a seal stays. A cell that runs is reseeded between two of its steps, and one that does not get that far is waited for.
     FAILED_PRECONDITION: prepared as another vm. INTERNAL: a step failed, the message names it.
+    """
+    SetClock: _aio.UnaryUnaryMultiCallable[_guest_pb2.SetClockRequest, _guest_pb2.SetClockResponse]  # type: ignore[assignment]
+    """Only the clock. It is late by what the call takes: for a caller to whom the answer to Prepare took too long.
+    INTERNAL: the kernel refuses.
     """
     Seal: _aio.UnaryUnaryMultiCallable[_guest_pb2.SealRequest, _guest_pb2.SealResponse]  # type: ignore[assignment]
     """Atomically refuses every later data-plane call (FAILED_PRECONDITION SEALED), if idle for long enough or by force."""
@@ -121,6 +129,16 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         the time that it had left (time in which the guest was frozen does not count); what nobody reads is waited for anew;
         a seal stays. A cell that runs is reseeded between two of its steps, and one that does not get that far is waited for.
         FAILED_PRECONDITION: prepared as another vm. INTERNAL: a step failed, the message names it.
+        """
+
+    @_abc_1.abstractmethod
+    def SetClock(
+        self,
+        request: _guest_pb2.SetClockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.SetClockResponse, _abc.Awaitable[_guest_pb2.SetClockResponse]]:
+        """Only the clock. It is late by what the call takes: for a caller to whom the answer to Prepare took too long.
+        INTERNAL: the kernel refuses.
         """
 
     @_abc_1.abstractmethod
