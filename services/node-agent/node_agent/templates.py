@@ -24,7 +24,7 @@ log = structlog.get_logger("templates")
 
 Progress = Callable[[str, float], None]
 # Changes when what a template directory holds does.
-FORMAT = 1
+FORMAT = 2
 # A template that no VM was cloned from for so long is removed at the next start of an agent.
 UNUSED_SECONDS = 7 * 86_400
 COMPLETE_FILE = "template"

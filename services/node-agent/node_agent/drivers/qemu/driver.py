@@ -175,7 +175,9 @@ async def _hand_over(source: Path, target: Path) -> None:
 
 
 def _complaint(directory: Path) -> str:
-    """What QEMU said last."""
-    with suppress(OSError):
-        return (directory / "stderr").read_text(errors="replace")[-500:].strip()
+    """What QEMU said last, the writer first."""
+    for place in (directory / WRITER, directory):
+        with suppress(OSError):
+            if said := (place / "stderr").read_text(errors="replace")[-500:].strip():
+                return said
     return ""
