@@ -6,7 +6,8 @@ RUN_STAMP := $(VENV)/.run-$(HASH)
 DEV_STAMP := $(VENV)/.dev-$(HASH)
 # What mypy reads; tests are checked by running them.
 TYPED := services/kit/service_kit services/scheduler/scheduler services/pool-manager/pool_manager \
-	services/node-agent/node_agent guest-agent/guest_agent deploy/image/sandpool_image sdk/python/sandpool demo bench tools
+	services/node-agent/node_agent guest-agent/guest_agent deploy/image/sandpool_image deploy/kvmhost/sandpool_kvmhost \
+	sdk/python/sandpool demo bench tools
 
 # Runs everything on this machine and shows what it does.
 demo: setup $(RUN_STAMP)

@@ -12,7 +12,7 @@ from sandpool_image.assemble import assemble
 from sandpool_image.inputs import KEYRING, BaseInputs, base_id, image_id
 from sandpool_image.steps import BuildFailed, Progress, run
 
-__all__ = ["BuildFailed", "ImagePaths", "build", "make_scratch"]
+__all__ = ["BuildFailed", "ImagePaths", "build", "debian_layer", "locked", "make_scratch"]
 HERE = Path(__file__).parent
 
 
@@ -36,15 +36,16 @@ def build(cache: Path, progress: Progress) -> ImagePaths:
     name = image_id(base, files)
     target = cache / "images" / name
     paths = ImagePaths(target / "vmlinux", target / "initramfs", target / "root.erofs", name)
-    with _lock(cache / "images.lock"):
+    with locked(cache / "images.lock"):
         if not target.exists():
-            archive = _debian(cache, base, inputs, progress)
+            archive = debian_layer(cache, inputs, progress)
             assemble(archive, files, target, progress)
     return paths
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -67,12 +68,12 @@ def _our_files() -> dict[str, bytes]:
     return files
 
 
-def _debian(cache: Path, base: str, inputs: BaseInputs, progress: Progress) -> Path:
-    """The slow layer as an archive."""
-    archive = cache / "debian" / f"{base}.tar"
+def debian_layer(cache: Path, inputs: BaseInputs, progress: Progress) -> Path:
+    """The slow layer as an archive, from the cache or made now. The caller holds a lock. Raises BuildFailed."""
+    archive = cache / "debian" / f"{base_id(inputs)}.tar"
     if archive.exists():
         return archive
-    progress(f"installing Debian {inputs.suite} for the guest (about 3 minutes, once)", 0.0)
+    progress(f"installing Debian {inputs.suite} (about 3 minutes, once)", 0.0)
     archive.parent.mkdir(parents=True, exist_ok=True)
     for stale in archive.parent.glob("*.part.tar"):  # of a build that was killed: we hold the lock
         stale.unlink()

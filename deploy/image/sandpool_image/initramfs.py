@@ -2,12 +2,11 @@
 
 import lzma
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
-from sandpool_image.inputs import MODULES
 
-
-def build_initramfs(root: Path, init: bytes, work: Path) -> bytes:
+def build_initramfs(root: Path, init: bytes, work: Path, modules: Sequence[str]) -> bytes:
     """A newc archive made of an unpacked Debian root. work is an empty directory."""
     (work / "bin").mkdir()
     (work / "modules").mkdir()
@@ -15,15 +14,15 @@ def build_initramfs(root: Path, init: bytes, work: Path) -> bytes:
     (work / "init").write_bytes(init)
     for program in (work / "bin" / "busybox", work / "init"):
         program.chmod(0o755)
-    order = [_copy_module(path, work / "modules") for path in _with_dependencies(root)]
+    order = [_copy_module(path, work / "modules") for path in _with_dependencies(root, modules)]
     (work / "modules" / "order").write_text("".join(f"{name}\n" for name in order))
     names = "".join(f"{path.relative_to(work)}\n" for path in sorted(work.rglob("*")))
     command = ["cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0", "--reproducible"]
     return subprocess.run(command, cwd=work, input=names.encode(), capture_output=True, check=True).stdout
 
 
-def _with_dependencies(root: Path) -> list[Path]:
-    """Files of MODULES and of what they need, in an order that loads. Those built into the kernel are left out."""
+def _with_dependencies(root: Path, modules: Sequence[str]) -> list[Path]:
+    """Files of modules and of what they need, in an order that loads. Those built into the kernel are left out."""
     base = next((root / "usr/lib/modules").iterdir())
     needs = {}
     for line in (base / "modules.dep").read_text().splitlines():
@@ -31,7 +30,7 @@ def _with_dependencies(root: Path) -> list[Path]:
         needs[path] = rest.split()
     by_name = {Path(path).name.removesuffix(".ko.xz").replace("-", "_"): path for path in needs}
     order: list[str] = []
-    for module in MODULES:
+    for module in modules:
         path = by_name.get(module.replace("-", "_"), "")
         # modules.dep lists what must be there first last.
         for each in (*reversed(needs.get(path, [])), path):
