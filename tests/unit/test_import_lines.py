@@ -54,6 +54,7 @@ MAY_START_PROCESSES = (
     "guest_agent/worker_process.py",
     "sandpool_image/",
     "sandpool/cli/doctor.py",
+    "sandpool/cli/vmm_checks.py",
 )
 MAY_NAME_DRIVERS = ("node_agent/__main__.py", "node_agent/drivers/")
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-OK, WARN, MISSING = "ok", "warn", "missing"
+from sandpool.cli import vmm_checks
+from sandpool.cli.finding import CACHE, MISSING, OK, WARN, Finding
+
+__all__ = ["MISSING", "OK", "WARN", "Finding", "as_json", "examine"]
 MIN_MEMORY_BYTES, MIN_DISK_BYTES = 2 << 30, 8 << 30
-CACHE = Path.home() / ".cache" / "sandpool"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# Tunnels and services hold a few descriptors per connection, a VMM about a hundred.
+MIN_FILES = 4096
 # Command: the package that has it.
 TOOLS = {
     "mmdebstrap": "mmdebstrap",
@@ -31,28 +33,20 @@ TOOLS = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line: remedy is empty when all is well; instead says what is used as long as it is not."""
-
-    name: str
-    status: str
-    detail: str
-    remedy: str = ""
-    instead: str = ""
-
-
 def examine() -> list[Finding]:
     """Every check; one that fails by itself is a finding, too."""
     checks: Iterable[Callable[[], Finding]] = (
         _python,
-        _qemu,
-        _kvm,
-        _cloud_hypervisor,
+        vmm_checks.qemu,
+        vmm_checks.kvm,
+        vmm_checks.cloud_hypervisor,
+        vmm_checks.vsock,
+        vmm_checks.userfaultfd,
         _tools,
         _namespaces,
         _memory,
         _disk,
+        _files,
         _cgroups,
     )
     return [check() for check in checks]
@@ -65,45 +59,6 @@ def as_json(findings: list[Finding]) -> list[dict[str, str]]:
 
 def _python() -> Finding:
     return Finding("python", OK, f"{platform.python_version()} at {sys.executable}")
-
-
-def _qemu() -> Finding:
-    path = shutil.which("qemu-system-x86_64")
-    if path is None:
-        return Finding("qemu", MISSING, "qemu-system-x86_64 is not installed", "apt-get install qemu-system-x86")
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    return Finding("qemu", OK, done.stdout.splitlines()[0] if done.stdout else path)
-
-
-def _kvm() -> Finding:
-    device, instead = Path("/dev/kvm"), "software emulation (QEMU TCG), about 10 to 30 times slower"
-    if not device.exists():
-        remedy = (
-            "enable virtualisation in the firmware, or nested virtualisation of this VM; modprobe kvm_intel or kvm_amd"
-        )
-        return Finding("kvm", WARN, "there is no /dev/kvm", remedy, instead)
-    if not os.access(device, os.R_OK | os.W_OK):
-        remedy = "add your user to the group kvm and log in again"
-        return Finding("kvm", WARN, "no permission for /dev/kvm", remedy, instead)
-    name, detail = _verdict()
-    if name and name != "kvm":
-        return Finding("kvm", WARN, detail, "see why a guest does not boot here: sandpool nodes", instead)
-    proven = "proven by a boot" if name else "proven by a boot before it is used"
-    return Finding("kvm", OK, f"/dev/kvm is there; {proven}")
-
-
-def _verdict() -> tuple[str, str]:
-    """What the node agent found on this host since it was booted: name and detail, or twice nothing."""
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        kept = json.loads((CACHE / "acceleration.json").read_text())
-        if kept["key"][0] == BOOT_ID.read_text().strip():
-            return str(kept["name"]), str(kept["detail"])
-    return "", ""
-
-
-def _cloud_hypervisor() -> Finding:
-    path = shutil.which("cloud-hypervisor")
-    return Finding("cloud-hypervisor", OK, f"{path or 'not installed'}; this version uses QEMU")
 
 
 def _tools() -> Finding:
@@ -149,6 +104,14 @@ def _disk() -> Finding:
     if free < MIN_DISK_BYTES:
         return Finding("disk", WARN, detail, "8 GiB for the image, templates and scratch disks")
     return Finding("disk", OK, detail)
+
+
+def _files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < MIN_FILES:
+        remedy = f"ulimit -n {MIN_FILES}" if hard >= MIN_FILES else "LimitNOFILE=65536, or /etc/security/limits.conf"
+        return Finding("open files", WARN, f"at most {soft} per process", remedy, "fewer VMs and connections at once")
+    return Finding("open files", OK, f"at most {soft} per process")
 
 
 def _cgroups() -> Finding:

@@ -175,11 +175,21 @@ def nodes(context: click.Context) -> None:
 
 
 @cli.command()
+@click.option(
+    "--fix", is_flag=True, help="Download Cloud Hypervisor into ~/.cache/sandpool/bin before it is looked for."
+)
+@click.option(
+    "--source",
+    envvar="SANDPOOL_CLOUD_HYPERVISOR_SOURCE",
+    help="Where --fix finds the file, instead of the project's own release.",
+)
 @click.pass_context
-def doctor(context: click.Context) -> None:
+def doctor(context: click.Context, fix: bool, source: str | None) -> None:
     """What this host can do, why, and what to do about the rest."""
     from sandpool.cli import doctor as checks
 
+    if fix:
+        _download(source)
     findings = checks.examine()
     if context.obj["json"]:
         click.echo(json.dumps(checks.as_json(findings), indent=2))
@@ -194,6 +204,15 @@ def doctor(context: click.Context) -> None:
             if finding.instead:
                 click.echo(f"{'':26}until then: {finding.instead}")
     sys.exit(1 if any(finding.status == checks.MISSING for finding in findings) else 0)
+
+
+def _download(source: str | None) -> None:
+    from sandpool.cli import download, releases
+
+    try:
+        download.cloud_hypervisor(source or releases.SOURCE, download.TARGET, download.show)
+    except (download.DownloadFailed, OSError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @cli.command(cls=click.Command)
