@@ -39,7 +39,7 @@ def send_tree(running: Running, tree: Path, say: Say) -> None:
 
 def send_binary(running: Running, binary: Path, say: Say) -> None:
     """Of Cloud Hypervisor, unless the host has this very one."""
-    kept = running.directory / "cloud-hypervisor.sha256"
+    kept = _kept_binary(running)
     digest = hashlib.sha256(binary.read_bytes()).hexdigest()
     if kept.exists() and kept.read_text() == digest:
         return
@@ -48,6 +48,15 @@ def send_binary(running: Running, binary: Path, say: Say) -> None:
     script = 'cat >"$0.part" && chmod 755 "$0.part" && mv "$0.part" "$0"'
     _into(running, ["sh", "-c", script, BINARY], lambda sink: _copy(binary, sink))
     kept.write_text(digest)
+
+
+def has_binary(running: Running) -> bool:
+    """Whether one was sent since the host has booted."""
+    return _kept_binary(running).exists()
+
+
+def _kept_binary(running: Running) -> Path:
+    return running.directory / "cloud-hypervisor.sha256"
 
 
 def _copy(path: Path, sink: BinaryIO) -> None:

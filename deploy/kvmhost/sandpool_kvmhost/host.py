@@ -78,7 +78,7 @@ class Place:
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True)
         make_scratch(self.directory / "disk", DISK_BYTES)
-        port = _free_port()
+        port = free_port()
         try:
             identity = start(arguments(spec, image.directory, port), self.directory)
         except OSError as error:
@@ -135,7 +135,8 @@ def _lines(console: Path) -> list[str]:
     return [SAYS + line.rpartition(SAYS)[2].strip() for line in whole if SAYS in line]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """That nobody on loopback had a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,5 +1,6 @@
 """Builds the emulated host's image into a cache, by content address; what is there already is not built again."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,17 +43,30 @@ class HostImage:
         return self.directory / "known_hosts"
 
 
+def wanted(cache: Path, requirements: Sequence[str]) -> HostImage:
+    """The host with these packages, whether it is built or not."""
+    return HostImage(_hosts(cache) / host_id(requirements, _files(requirements)))
+
+
 def build(cache: Path, requirements: Sequence[str], progress: Progress) -> HostImage:
-    """The host with these packages, from the cache or built now (about two minutes). Raises BuildFailed."""
+    """That image, from the cache or built now (about two minutes). No host may run. Raises BuildFailed."""
+    image = wanted(cache, requirements)
+    with locked(cache / "images.lock"):  # that of the guest's image: both make the slow layer
+        if not image.directory.exists():
+            _hosts(cache).mkdir(parents=True, exist_ok=True)
+            _hosts(cache).chmod(0o700)
+            for other in _hosts(cache).iterdir():  # a gigabyte each, and no host runs now
+                shutil.rmtree(other, ignore_errors=True)
+            archive = debian_layer(cache, BASE, progress)
+            follow("sandpool_kvmhost.recipe", archive, _files(requirements), image.directory, progress)
+    return image
+
+
+def _hosts(cache: Path) -> Path:
+    return cache / "kvmhost" / "images"
+
+
+def _files(requirements: Sequence[str]) -> dict[str, bytes]:
     files = {path.name: path.read_bytes() for path in (HERE / "init.sh", HERE / "start.sh", HERE / "inside.py")}
     files["recipe"] = (HERE / "recipe.py").read_bytes()  # how it is made counts too
-    files[REQUIREMENTS] = "\n".join(requirements).encode()
-    hosts = cache / "kvmhost" / "images"
-    target = hosts / host_id(requirements, files)
-    with locked(cache / "images.lock"):  # that of the guest's image: both make the slow layer
-        if not target.exists():
-            hosts.mkdir(parents=True, exist_ok=True)
-            hosts.chmod(0o700)
-            archive = debian_layer(cache, BASE, progress)
-            follow("sandpool_kvmhost.recipe", archive, files, target, progress)
-    return HostImage(target)
+    return {**files, REQUIREMENTS: "\n".join(requirements).encode()}
