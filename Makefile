@@ -1,4 +1,4 @@
-.PHONY: demo test bench lint proto image setup
+.PHONY: demo test bench lint proto image setup cloud-hypervisor kvmhost kvmhost-test
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 HASH := $(shell sha256sum pyproject.toml | cut -c1-16)
@@ -47,3 +47,17 @@ proto: $(DEV_STAMP)
 
 image: setup $(RUN_STAMP)
 	$(PYTHON) -m sandpool_image
+
+# The pinned release of Cloud Hypervisor into ~/.cache/sandpool/bin.
+cloud-hypervisor: $(RUN_STAMP)
+	@$(PYTHON) -m sandpool.cli.download
+
+# A host with a working KVM, emulated: see deploy/kvmhost/README.md.
+kvmhost: setup $(DEV_STAMP)
+	@sh deploy/setup/packages.sh openssh-client git
+	@$(PYTHON) -m sandpool_kvmhost up
+
+# That such a host boots and what it promises; then in it, everything that needs Cloud Hypervisor.
+kvmhost-test: kvmhost
+	$(VENV)/bin/pytest -m kvmhost tests/system/test_kvmhost.py
+	$(PYTHON) -m sandpool_kvmhost test

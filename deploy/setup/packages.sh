@@ -1,9 +1,10 @@
 #!/bin/sh
-# Installs what sandpool needs of the distribution (Debian 12 and 13). Idempotent; does nothing when all is there.
+# Installs what sandpool needs of the distribution (Debian 12 and 13), and the packages named as arguments.
+# Idempotent; does nothing when all is there.
 set -eu
 
 packages="qemu-system-x86 mmdebstrap erofs-utils e2fsprogs cpio xz-utils busybox-static debian-archive-keyring
-    zstd kmod uidmap python3 python3-venv"
+    zstd kmod uidmap python3 python3-venv $*"
 
 fail() {
     echo "sandpool setup: $*" >&2

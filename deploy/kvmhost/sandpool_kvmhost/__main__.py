@@ -21,7 +21,7 @@ from sandpool_image.steps import BuildFailed
 from sandpool_kvmhost.command import HostSpec
 from sandpool_kvmhost.fill import INSIDE, guest_image, has_binary, send_binary, send_image, send_tree
 from sandpool_kvmhost.host import HostFailed, Place, Running, free_port
-from sandpool_kvmhost.image import build, wanted
+from sandpool_kvmhost.image import build, remove_others, wanted
 from sandpool_kvmhost.inputs import BadProject, project
 from sandpool_kvmhost.join import Joining
 from sandpool_kvmhost.qmp import QmpFailed
@@ -104,12 +104,13 @@ def _up(place: Place, tree: Path, spec: HostSpec) -> Running:
     running = place.find()
     if running is None:
         image = build(CACHE, requirements, lambda message, fraction: _say(f"{int(fraction * 100)}% {message}"))
+        remove_others(CACHE, image)
         _say("booting (about 20 seconds)")
         return place.boot(spec, image, _say)
     if not running.way.open():
         raise HostFailed(f"the host does not answer (logs in {running.directory}); `down` ends it")
     if running.image != wanted(CACHE, requirements):
-        _say("the host was made of other packages than this tree asks for; `down` ends it")
+        _say("a new host would be made of something else than the one that runs: `down` ends that one")
     return running
 
 

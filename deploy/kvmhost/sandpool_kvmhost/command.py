@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandpool_kvmhost.process import PID_FILE
+
 PROGRAM = "qemu-system-x86_64"
 # Disks that come later are plugged into one of these.
 SLOT = "slot0"
@@ -32,7 +34,8 @@ def quoted(path: Path) -> str:
 
 def arguments(spec: HostSpec, image: Path, port: int) -> list[str]:
     """For a process whose working directory has the file disk; it makes the sockets and logs there."""
-    command = [PROGRAM, "-M", "q35", "-nodefaults", "-nographic", "-no-reboot", "-name", "sandpool-kvmhost"]
+    command = [PROGRAM, "-M", "q35", "-nodefaults", "-display", "none", "-no-reboot", "-name", "sandpool-kvmhost"]
+    command += ["-daemonize", "-pidfile", PID_FILE]
     # An AMD processor with nested paging: Linux's kvm_amd runs on it, and stock guests on that.
     command += ["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,+svm,+npt"]
     command += ["-smp", str(spec.cpus), "-m", f"{spec.memory_mb}M"]

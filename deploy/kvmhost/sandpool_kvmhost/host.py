@@ -12,7 +12,7 @@ from pathlib import Path
 from sandpool_image.build import locked, make_scratch
 from sandpool_kvmhost.command import HostSpec, arguments
 from sandpool_kvmhost.image import HostImage
-from sandpool_kvmhost.process import Identity, is_alive, kill, start
+from sandpool_kvmhost.process import Identity, StartFailed, is_alive, kill, start
 from sandpool_kvmhost.ssh import Way
 
 # Sparse; it is gone with the host.
@@ -81,7 +81,7 @@ class Place:
         port = free_port()
         try:
             identity = start(arguments(spec, image.directory, port), self.directory)
-        except OSError as error:
+        except StartFailed as error:
             raise HostFailed(f"QEMU does not start: {error}") from error
         running = Running(identity, image, port, self.directory)
         try:
@@ -110,7 +110,7 @@ class Place:
 
     def _logs(self) -> str:
         tails = []
-        for name in ("qemu.log", "console", "ssh.log"):
+        for name in ("console", "ssh.log"):
             path = self.directory / name
             if path.exists():
                 tails.append(path.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip())

@@ -49,17 +49,22 @@ def wanted(cache: Path, requirements: Sequence[str]) -> HostImage:
 
 
 def build(cache: Path, requirements: Sequence[str], progress: Progress) -> HostImage:
-    """That image, from the cache or built now (about two minutes). No host may run. Raises BuildFailed."""
+    """That image, from the cache or built now (about two minutes). Raises BuildFailed."""
     image = wanted(cache, requirements)
     with locked(cache / "images.lock"):  # that of the guest's image: both make the slow layer
         if not image.directory.exists():
             _hosts(cache).mkdir(parents=True, exist_ok=True)
             _hosts(cache).chmod(0o700)
-            for other in _hosts(cache).iterdir():  # a gigabyte each, and no host runs now
-                shutil.rmtree(other, ignore_errors=True)
             archive = debian_layer(cache, BASE, progress)
             follow("sandpool_kvmhost.recipe", archive, _files(requirements), image.directory, progress)
     return image
+
+
+def remove_others(cache: Path, image: HostImage) -> None:
+    """A gigabyte each. Of all hosts, only one of this image may run."""
+    for other in _hosts(cache).iterdir():
+        if other != image.directory:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _hosts(cache: Path) -> Path:

@@ -28,7 +28,8 @@ def sync(tree: Path) -> int:
     for name in order["removed"]:
         (tree / name).unlink(missing_ok=True)
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
-        archive.extractall(tree, filter="fully_trusted")  # the user's own tree
+        archive.extraction_filter = lambda member, _: member  # the user's own tree, links and all
+        archive.extractall(tree)
     _install(tree, order["name"], order["version"], order["paths"])
     return 0
 

@@ -12,6 +12,12 @@ from pathlib import Path
 # Bytes of a name may hold spaces and brackets: fields are counted from behind it.
 _START_FIELD = 19
 KILL_SECONDS = 10.0
+PID_FILE = "pid"
+MAX_COMPLAINT = 2000
+
+
+class StartFailed(RuntimeError):
+    """The message is what the program said."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +29,18 @@ class Identity:
 
 
 def start(command: Sequence[str], directory: Path) -> Identity:
-    """In directory, in a session of its own: it outlives us."""
-    with (directory / "qemu.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+    """A program that detaches itself, working in directory, and leaves its id in the file pid. Raises StartFailed."""
+    try:
+        done = subprocess.run(
+            command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
         )
-    identity = identify(process.pid)
+    except OSError as error:
+        raise StartFailed(str(error)) from error
+    if done.returncode != 0:
+        raise StartFailed(done.stderr.strip()[-MAX_COMPLAINT:])
+    identity = identify(int((directory / PID_FILE).read_text()))
     if identity is None:
-        raise ProcessLookupError(process.pid)
+        raise StartFailed("it ended at once")
     return identity
 
 

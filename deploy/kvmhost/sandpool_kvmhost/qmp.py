@@ -34,6 +34,9 @@ class Monitor:
             os.close(directory)
         self._lines = self._socket.makefile("rb")
         self._gone: set[str] = set()
+
+    def greet(self) -> None:
+        """First. Raises QmpFailed."""
         self._read()
         self.call("qmp_capabilities")
 
@@ -75,6 +78,7 @@ def plugged(monitor: Path, file: Path, serial: str) -> Iterator[None]:
     """The file is a read-only disk of the host, known by its serial number. Raises QmpFailed."""
     connection = Monitor(monitor)
     try:
+        connection.greet()
         _unplug(connection)  # of a copy that was killed
         source = {"driver": "file", "filename": str(file), "read-only": True}
         connection.call("blockdev-add", driver="raw", **{"node-name": NODE, "read-only": True}, file=source)
