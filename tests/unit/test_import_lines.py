@@ -14,6 +14,7 @@ PACKAGES = {
     "node_agent": ROOT / "services/node-agent/node_agent",
     "guest_agent": ROOT / "guest-agent/guest_agent",
     "sandpool_image": ROOT / "deploy/image/sandpool_image",
+    "sandpool_kvmhost": ROOT / "deploy/kvmhost/sandpool_kvmhost",
     "sandpool": ROOT / "sdk/python/sandpool",
 }
 # Of ours, besides generated code and itself.
@@ -24,6 +25,7 @@ ALLOWED = {
     "node_agent": {"service_kit", "sandpool_image"},
     "guest_agent": set(),
     "sandpool_image": set(),
+    "sandpool_kvmhost": {"sandpool_image"},
     "sandpool": set(),
 }
 GENERATED = ("sandpool.v1", "sandpool.guest.v1", "sandpool.node.v1", "sandpool.pool.v1")
@@ -53,6 +55,7 @@ MAY_START_PROCESSES = (
     "guest_agent/process.py",
     "guest_agent/worker_process.py",
     "sandpool_image/",
+    "sandpool_kvmhost/",
     "sandpool/cli/doctor.py",
     "sandpool/cli/vmm_checks.py",
 )
