@@ -51,9 +51,7 @@ class SqliteStore:
         self._tell: Callable[[bool, str], None] = lambda _writable, _detail: None
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            path.chmod(0o600)
-            _migrate(self._connection)
+            self._connection = _open(path)
         except (sqlite3.Error, OSError) as error:
             raise StoreUnusable(f"{path}: {error}") from error
         self._thread = threading.Thread(target=self._write_for_ever, name="store", daemon=True)
@@ -229,6 +227,17 @@ def _ended(db: Connection, pool: str, identifier: str, since: float) -> EndedRow
     statement = "SELECT epoch, reason, ended_at FROM ended WHERE pool = ? AND identifier = ? AND ended_at >= ?"
     row = db.execute(statement, (pool, identifier, since)).fetchone()
     return EndedRow(*row) if row else None
+
+
+def _open(path: Path) -> Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        path.chmod(0o600)
+        _migrate(connection)
+    except BaseException:
+        connection.close()  # which a refused file would wait for until the collector comes by
+        raise
+    return connection
 
 
 def _migrate(connection: Connection) -> None:

@@ -1,6 +1,7 @@
 """The embedded store: transactions, epochs, durability, group commit."""
 
 import asyncio
+import os
 import sqlite3
 import sys
 from pathlib import Path
@@ -101,3 +102,4 @@ async def test_a_file_of_a_later_version_is_refused_by_name(tmp_path: Path) -> N
     connection.close()
     with pytest.raises(StoreUnusable, match=r"s\.db.*later version"):
         SqliteStore(tmp_path / "s.db")
+    assert not [link for link in Path("/proc/self/fd").iterdir() if os.path.realpath(link) == str(tmp_path / "s.db")]
