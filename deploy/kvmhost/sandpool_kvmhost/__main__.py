@@ -32,7 +32,9 @@ BINARY = CACHE / "bin" / "cloud-hypervisor"
 # Of `sandpool up`.
 DATA = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
 POOL_MANAGER = DATA / "sandpool" / "run" / "pool-manager.sock"
-TESTS = ("python", "-m", "pytest", "-m", "cloud_hypervisor", "tests/contract", "tests/system")
+# A template takes two minutes there, and more on a busy machine.
+TIMEOUT = "--timeout=1800"
+TESTS = ("python", "-m", "pytest", "-m", "cloud_hypervisor", TIMEOUT, "tests/contract", "tests/system")
 FAILURES = (BuildFailed, HostFailed, BadTree, BadProject, QmpFailed, OSError, ValueError)
 
 
