@@ -97,17 +97,17 @@ class CommandRun:
         return program, ours
 
     async def _wait(self, program: Program, stdin: int | None, pumps: list[Pump]) -> ProgramEnd:
-        timer = asyncio.get_running_loop().call_later(self._timeout, self._stop, pb.KILL_REASON_TIMEOUT)
+        timer = asyncio.get_running_loop().call_later(self._timeout, self._time_out)
         try:
             if stdin is not None and self._execution.stdin is not None:
                 await self._execution.stdin.connect(os.fdopen(stdin, "wb", buffering=0))
             await program.exited()
+            if self._execution.stdin is not None:
+                self._execution.stdin.abort()
+            for pump in pumps:
+                await self._rest(pump)
         finally:
             timer.cancel()
-        if self._execution.stdin is not None:
-            self._execution.stdin.abort()
-        for pump in pumps:
-            await self._rest(pump)
         end = await program.end()
         for pump in pumps:
             pump.drain()
@@ -135,6 +135,13 @@ class CommandRun:
         else:
             ended.exit_code = end.status
         return ended
+
+    def _time_out(self) -> None:
+        """A program that has ended by then ended by itself: only its readers are not waited for any longer."""
+        if self._program is not None and not self._program.running:
+            self._execution.release()
+        else:
+            self._stop(pb.KILL_REASON_TIMEOUT)
 
     def _stop(self, reason: pb.KillReason.ValueType) -> None:
         if self._kill:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import itertools
 import os
 import time
 from collections import OrderedDict
@@ -12,7 +13,7 @@ from google.protobuf import timestamp_pb2
 
 from guest_agent.activity import Activity
 from guest_agent.input_pipe import InputPipe
-from guest_agent.output import Gap, Item, OutputLog
+from guest_agent.output import NO_END, Gap, Item, OutputLog
 from sandpool.v1 import execution_pb2 as pb
 
 # A program may be this far ahead of its fastest reader, and that much is kept for one who comes later. All that run
@@ -31,8 +32,9 @@ class ExecutionIdTaken(Exception):
 
 @dataclass(eq=False)
 class Execution:
-    """State and output of one execution. end is set exactly once."""
+    """State and output of one execution. end is set exactly once. number counts all of them."""
 
+    number: int
     execution_id: str
     digest: bytes
     background: bool
@@ -73,12 +75,12 @@ class Execution:
             await self._changed.wait()
 
     def has_room(self) -> bool:
-        """The program may go on writing: readers keep up, or nobody waits for them any more."""
-        return self._released or self.output.room()
+        """The program may go on writing: readers keep up, or nobody waits for them, or it is all discarded."""
+        return self._released or self.output.discarding or self.output.room()
 
     async def room(self) -> None:
-        """Wait until there is room."""
-        while not self.has_room():
+        """Wait until there is room for results."""
+        while not (self._released or self.output.room()):
             self._moved.clear()
             await self._moved.wait()
 
@@ -146,12 +148,9 @@ class Execution:
 
 def _events_of(item: Item | Gap) -> list[pb.ExecutionEvent]:
     if isinstance(item, Gap):
-        return [
-            _gap_event(item.source, item.result_id, item.begin, item.end, pb.GAP_REASON_READER_BEHIND, item.position)
-        ]
+        return [_gap_event(item)]
     if item.limit_gap:
-        end = (1 << 64) - 1
-        return [_gap_event(item.source, 0, item.offset, end, pb.GAP_REASON_OUTPUT_LIMIT, item.position)]
+        return [_gap_event(Gap(item.source, item.result_id, item.offset, NO_END, item.position, limit=True))]
     if item.source == "error":
         return [pb.ExecutionEvent(error=pb.ExecutionError.FromString(item.data), next_position=item.end)]
     if item.source == "result":
@@ -168,15 +167,14 @@ def _events_of(item: Item | Gap) -> list[pb.ExecutionEvent]:
     return [pb.ExecutionEvent(output=output, next_position=item.end)]
 
 
-def _gap_event(
-    source: int | str, result_id: int, begin: int, end: int, reason: pb.GapReason.ValueType, position: int
-) -> pb.ExecutionEvent:
-    gap = pb.OutputGap(reason=reason, begin=begin, end=end)
-    if isinstance(source, int):
-        gap.stream = source  # type: ignore[assignment]
+def _gap_event(lost: Gap) -> pb.ExecutionEvent:
+    reason = pb.GAP_REASON_OUTPUT_LIMIT if lost.limit else pb.GAP_REASON_READER_BEHIND
+    gap = pb.OutputGap(reason=reason, begin=lost.begin, end=lost.end)
+    if isinstance(lost.source, int):
+        gap.stream = lost.source  # type: ignore[assignment]
     else:
-        gap.result_id = result_id
-    return pb.ExecutionEvent(gap=gap, next_position=position)
+        gap.result_id = lost.result_id
+    return pb.ExecutionEvent(gap=gap, next_position=lost.position)
 
 
 class Executions:
@@ -186,6 +184,7 @@ class Executions:
         self.activity = activity
         self.background_is_activity = True
         self.by_id: OrderedDict[str, Execution] = OrderedDict()
+        self._numbers = itertools.count(1)
 
     def open(self, request: pb.ExecuteRequest) -> tuple[Execution, bool]:
         """The execution of this request and whether it is new. Raises ExecutionIdTaken."""
@@ -196,6 +195,7 @@ class Executions:
                 raise ExecutionIdTaken
             return known, False
         execution = Execution(
+            next(self._numbers),
             request.execution_id or os.urandom(10).hex(),
             digest,
             request.background,
@@ -212,6 +212,10 @@ class Executions:
         """Nobody could read while the machine was frozen: what has no reader gets its whole time for one again."""
         for execution in self.by_id.values():
             execution.watch_loneliness()
+
+    def forget(self, execution: Execution) -> None:
+        """It has not run."""
+        del self.by_id[execution.execution_id]
 
     def _buffer_bytes(self) -> int:
         """Half of what is left, within the bounds."""

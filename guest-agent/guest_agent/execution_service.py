@@ -19,6 +19,8 @@ from sandpool.v1 import execution_pb2 as pb
 DEFAULT_TIMEOUT_SECONDS = 220.0
 BACKGROUND_TIMEOUT_SECONDS = 86_400.0
 MAX_REQUEST_BYTES = 1 << 20
+# Each has a buffer (execution.py), descriptors and processes.
+MAX_COMMANDS = 64
 _log = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 
@@ -30,6 +32,7 @@ class ExecutionService:
         self._executions = executions
         self._python = python
         self._launcher = launcher
+        self._commands = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def methods(self) -> dict[str, Any]:
@@ -47,6 +50,10 @@ class ExecutionService:
     async def execute(self, request: pb.ExecuteRequest) -> AsyncIterator[pb.ExecutionEvent]:
         """Start, or attach to what the same request started before, and stream."""
         _check(request)
+        known = self._executions.by_id.get(request.execution_id)
+        if known is None and request.HasField("command") and self._commands >= MAX_COMMANDS:
+            message = f"{MAX_COMMANDS} commands run already"
+            raise Refused(Status.RESOURCE_EXHAUSTED, "TOO_MANY_COMMANDS", message)
         try:
             execution, new = self._executions.open(request)
         except ExecutionIdTaken:
@@ -60,15 +67,22 @@ class ExecutionService:
         default = BACKGROUND_TIMEOUT_SECONDS if request.background else DEFAULT_TIMEOUT_SECONDS
         timeout = request.timeout.ToMilliseconds() / 1000 if request.HasField("timeout") else default
         if request.WhichOneof("program") == "command":
-            self._own(execution, CommandRun(request, execution, self._launcher, timeout).run())
+            self._commands += 1
+            self._own(execution, self._run(CommandRun(request, execution, self._launcher, timeout)))
             return
         cell = Cell(execution, request.code.source, dict(request.env), request.cwd or None, request.stdin, timeout)
         try:
             self._python.submit(cell)
         except QueueFull:
-            del self._executions.by_id[execution.execution_id]
+            self._executions.forget(execution)
             raise Refused(Status.RESOURCE_EXHAUSTED, "LANGUAGE_QUEUE_FULL", "16 executions wait already") from None
         self._own(execution, execution.ended())
+
+    async def _run(self, command: CommandRun) -> None:
+        try:
+            await command.run()
+        finally:
+            self._commands -= 1
 
     def _own(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(self._counted(execution, work))
@@ -134,13 +148,13 @@ class ExecutionService:
         return pb.GetExecutionResponse(execution=self._find(request.execution_id).describe())
 
     async def list(self, request: pb.ListExecutionsRequest) -> pb.ListExecutionsResponse:
-        """Newest first. The token is the id of the last one of the page before."""
-        newest = list(reversed(self._executions.by_id.values()))
-        ids = [execution.execution_id for execution in newest]
-        begin = ids.index(request.page_token) + 1 if request.page_token in ids else 0
-        page = newest[begin : begin + max(1, min(request.page_size or 100, 1000))]
-        more = begin + len(page) < len(newest)
-        token = page[-1].execution_id if more else ""
+        """Newest first. The token is the number of the last one of the page before."""
+        if not re.fullmatch(r"\d{0,15}", request.page_token):
+            raise Refused(Status.INVALID_ARGUMENT, "INVALID_FIELD", "not a token of ours", "page_token")
+        before = int(request.page_token or 10**15)
+        older = [one for one in reversed(self._executions.by_id.values()) if one.number < before]
+        page = older[: max(1, min(request.page_size or 100, 1000))]
+        token = str(page[-1].number) if len(page) < len(older) else ""
         return pb.ListExecutionsResponse(executions=[one.describe() for one in page], next_page_token=token)
 
     def _find(self, execution_id: str) -> Execution:

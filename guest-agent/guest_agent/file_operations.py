@@ -40,7 +40,18 @@ def move(tree: Tree, source: Names, destination: Names, *, replace: bool) -> Ent
         raise NoName
     with tree.parent(source) as old, tree.parent(destination) as new:
         tree.rename(old, new, replace)
+        _drop_other_name(old, new)
         return describe(*new, b"/".join(destination))
+
+
+def _drop_other_name(old: tuple[int, bytes], new: tuple[int, bytes]) -> None:
+    """A rename between two names of one file does nothing, says POSIX: as mv, leave only the new one."""
+    if old[1] == new[1] and os.path.samestat(os.fstat(old[0]), os.fstat(new[0])):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        left = os.stat(old[1], dir_fd=old[0], follow_symlinks=False)
+        if os.path.samestat(left, os.stat(new[1], dir_fd=new[0], follow_symlinks=False)):
+            os.unlink(old[1], dir_fd=old[0])
 
 
 def remove(tree: Tree, names: Names, *, recursive: bool) -> None:

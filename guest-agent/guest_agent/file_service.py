@@ -7,6 +7,8 @@ import stat
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
+from google.protobuf import timestamp_pb2
+
 from guest_agent import file_operations
 from guest_agent.contained import DIRECTORY_MODE, Tree
 from guest_agent.download import Download
@@ -25,6 +27,7 @@ DEFAULT_PAGE, MAX_PAGE = 100, 1000
 MAX_PAGE_BYTES = 512 << 10
 # google.protobuf.Timestamp: the years 1 to 9999.
 MIN_SECONDS, MAX_SECONDS = -62_135_596_800, 253_402_300_799
+NANOSECONDS = 10**9
 
 T = TypeVar("T")
 
@@ -89,6 +92,7 @@ class FileService:
         mode = _mode(header.mode if header.HasField("mode") else FILE_MODE, "header.mode")
         if len(header.sha256) not in (0, 32):
             raise invalid("header.sha256", "must be 32 bytes")
+        modified_ns = _nanoseconds(header.modified_at, "header.modified_at") if header.HasField("modified_at") else None
         upload = Upload(self._tree, names, must_not_exist=header.must_not_exist, make_parents=header.make_parents)
         try:
             with refusals("header.path"):
@@ -97,7 +101,7 @@ class FileService:
                     await in_thread(upload.reserve, header.size_bytes)
                 async for request in requests:
                     await in_thread(upload.write, _data(request))
-                entry, digest = await in_thread(upload.commit, mode, header.sha256)
+                entry, digest = await in_thread(upload.commit, mode, header.sha256, modified_ns)
         finally:
             await in_thread(upload.close)  # gives a large file's blocks back, which takes a while
         return pb.WriteFileResponse(file=_info(entry), sha256=digest)
@@ -169,6 +173,12 @@ def _mode(mode: int, field: str) -> int:
     return mode
 
 
+def _nanoseconds(time: timestamp_pb2.Timestamp, field: str) -> int:
+    if not (MIN_SECONDS <= time.seconds <= MAX_SECONDS and 0 <= time.nanos < NANOSECONDS):
+        raise invalid(field, "not in the years 1 to 9999")
+    return time.seconds * NANOSECONDS + time.nanos
+
+
 def _from_token(token: str) -> bytes:
     try:
         return base64.b64decode(token.encode(), altchars=b"-_", validate=True)
@@ -184,7 +194,7 @@ def _info(entry: Entry, base: Names = ()) -> pb.FileInfo:
         mode=stat.S_IMODE(entry.status.st_mode),
         link_target=entry.link_target.decode("utf-8", "replace"),
     )
-    seconds, nanoseconds = divmod(entry.status.st_mtime_ns, 1_000_000_000)
+    seconds, nanoseconds = divmod(entry.status.st_mtime_ns, NANOSECONDS)
     info.modified_at.seconds = max(MIN_SECONDS, min(seconds, MAX_SECONDS))
     info.modified_at.nanos = nanoseconds
     return info

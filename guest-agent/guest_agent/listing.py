@@ -34,8 +34,9 @@ def list_entries(tree: Tree, names: Names, recursive: bool, after: bytes, most: 
 
     What appears or disappears meanwhile may be missed or seen; what cannot be entered is listed without its contents.
     """
+    longest = MAX_PATH_BYTES - len(b"/".join((*names, b"")))
     with tree.directory(names) as descriptor:
-        steps = _scan(descriptor, b"", recursive, after, most)
+        steps = _scan(descriptor, b"", recursive, after, most, longest)
     left = most
     while steps and left:
         path, entry = steps.pop()
@@ -44,18 +45,19 @@ def list_entries(tree: Tree, names: Names, recursive: bool, after: bytes, most: 
             yield entry
             continue
         with contextlib.suppress(OSError), tree.directory((*names, *path[:-1].split(b"/"))) as descriptor:
-            steps += _scan(descriptor, path, recursive, after, left)
+            steps += _scan(descriptor, path, recursive, after, left, longest)
             _trim(steps, left)
 
 
-def _scan(descriptor: int, prefix: bytes, recursive: bool, after: bytes, left: int) -> list[_Step]:
-    """Steps of one directory, last first. A path beyond MAX_PATH_BYTES could not be named, and is left out.
+def _scan(descriptor: int, prefix: bytes, recursive: bool, after: bytes, left: int, longest: int) -> list[_Step]:
+    """Steps of one directory, last first. A longer path than the longest could not be named, and is left out.
 
     Each entry is a step and so may be its contents; contents without their entry, which sorted before `after`, belong
     to names that begin `after`: at most one per byte of a name.
     """
     with os.scandir(descriptor) as found:
-        steps = heapq.nsmallest(2 * left + MAX_NAME_BYTES, _steps(found, prefix, recursive, after))
+        paths = (step for step in _steps(found, prefix, recursive, after) if len(step) <= longest)
+        steps = heapq.nsmallest(2 * left + MAX_NAME_BYTES, paths)
     described: list[_Step] = []
     for path in reversed(steps):
         if path.endswith(b"/"):
@@ -70,7 +72,7 @@ def _steps(found: Iterator[os.DirEntry[str]], prefix: bytes, recursive: bool, af
     for one in found:
         name = os.fsencode(one.name)
         path = prefix + name
-        if name.startswith(HIDDEN_PREFIX) or len(path) > MAX_PATH_BYTES:
+        if name.startswith(HIDDEN_PREFIX):
             continue
         if path > after:
             yield path

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import json
 import logging
+import math
 import signal
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ QUEUE_LENGTH = 16
 # A worker that does not answer an interrupt in this time is killed.
 INTERRUPT_GRACE_SECONDS = 2.0
 NAME_BYTES, VALUE_BYTES, TRACEBACK_BYTES = 256, 16 << 10, 64 << 10
+# What reading a frame raises that user code has written.
+NONSENSE = (ValueError, KeyError, TypeError, RecursionError)
 
 
 class QueueFull(Exception):
@@ -145,7 +148,7 @@ class PythonLanguage:
             ended.peak_memory_bytes = worker.program.peak_memory_bytes() or ended.peak_memory_bytes
             if cell.kill:
                 worker.program.kill_offspring()
-        except (WorkerLost, TimeoutError, ValueError, KeyError):
+        except (WorkerLost, TimeoutError, *NONSENSE):
             ended = await self._bury(worker)
         finally:
             timer.cancel()
@@ -199,7 +202,7 @@ def _request(cell: Cell) -> bytes:
 
 
 async def _collect(worker: WorkerProcess, execution: Execution) -> pb.ExecutionEnded:
-    """Pass results on until the end of the cell. Raises WorkerLost; ValueError and KeyError for nonsense."""
+    """Pass results on until the end of the cell. Raises WorkerLost, and NONSENSE."""
     while True:
         kind, payload = await worker.receive()
         worker.drain()  # what was written before this frame is in the pipe by now
@@ -213,6 +216,8 @@ async def _collect(worker: WorkerProcess, execution: Execution) -> pb.ExecutionE
 
 async def _add_result(worker: WorkerProcess, execution: Execution, header: dict[str, object]) -> None:
     result_id, mime_type, size = int(str(header["id"])), _text(header["mime"], NAME_BYTES), int(str(header["size"]))
+    if not 1 <= result_id < 1 << 32:
+        raise ValueError("no result id of ours")
     is_value, offset, last = bool(header["value"]), 0, False
     while not last:
         piece = await worker.receive_bytes(min(CHUNK_BYTES, size - offset))
@@ -224,6 +229,14 @@ async def _add_result(worker: WorkerProcess, execution: Execution, header: dict[
 
 
 def _ended(execution: Execution, end: dict[str, object]) -> pb.ExecutionEnded:
+    cpu_seconds = float(str(end["cpu"]))
+    if not 0 <= cpu_seconds < math.inf:  # nor is it a number at all
+        raise ValueError("no CPU time")
+    ended = pb.ExecutionEnded(
+        exit_code=max(-(1 << 31), min(int(str(end["exit"])), (1 << 31) - 1)),
+        cpu_seconds=cpu_seconds,
+        peak_memory_bytes=max(0, int(str(end["memory"]))),
+    )
     error = end.get("error")
     if isinstance(error, dict):
         told = pb.ExecutionError(
@@ -232,11 +245,7 @@ def _ended(execution: Execution, end: dict[str, object]) -> pb.ExecutionEnded:
             traceback=_text(error["traceback"], TRACEBACK_BYTES),
         )
         execution.output.add_error(told.SerializeToString())
-    return pb.ExecutionEnded(
-        exit_code=max(-(1 << 31), min(int(str(end["exit"])), (1 << 31) - 1)),
-        cpu_seconds=float(str(end["cpu"])),
-        peak_memory_bytes=max(0, int(str(end["memory"]))),
-    )
+    return ended
 
 
 def _text(value: object, most: int) -> str:

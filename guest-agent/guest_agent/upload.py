@@ -83,7 +83,7 @@ class Upload:
         while view:
             view = view[os.write(self._descriptor, view) :]
 
-    def commit(self, mode: int, sha256: bytes) -> tuple[Entry, bytes]:
+    def commit(self, mode: int, sha256: bytes, modified_ns: int | None) -> tuple[Entry, bytes]:
         """Make the file visible, whole, in one step. Returns what it is now, and its digest. Raises Mismatch."""
         digest = self._digest.digest()
         if self._reserved is not None and self._size != self._reserved:
@@ -91,6 +91,8 @@ class Upload:
         if sha256 and sha256 != digest:
             raise Mismatch("the bytes that arrived have another SHA-256")
         self._tree.adopt(self._descriptor, mode)
+        if modified_ns is not None:
+            os.utime(self._descriptor, ns=(modified_ns, modified_ns))
         if self._make_parents:
             try:
                 self._tree.make_directories(self._names[:-1])

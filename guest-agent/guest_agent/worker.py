@@ -44,7 +44,8 @@ class Worker:
         self.failure: tuple[str, str, str] | None = None
         self.pid = os.getpid()
         self.home = os.getcwd()  # noqa: PTH109
-        self.spare = {1: os.dup(1), 2: os.dup(2)}
+        self.spare = {number: os.dup(number) for number in (0, 1, 2)}
+        self.interrupt = self._interrupt  # one and the same object, to compare with
         self.shell = self._make_shell()
 
     def _make_shell(self) -> Any:
@@ -87,6 +88,7 @@ class Worker:
         self.results, self.failure = 0, None
         before = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
         self._restore_streams()
+        self._heed_interrupts()
         sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))  # input() raises EOFError at its end
         error: BaseException | None
         try:
@@ -104,12 +106,23 @@ class Worker:
         return self._end(before, error)
 
     def _restore_streams(self) -> None:
-        """A cell may have closed what the next one prints to."""
+        """A cell may have closed what the next one prints to, or put something else there."""
+        for number, spare in self.spare.items():
+            if not _is_same(number, spare):
+                os.dup2(spare, number)
         for number, name in ((1, "stdout"), (2, "stderr")):
-            stream = getattr(sys, name)
-            if stream is None or getattr(stream, "closed", False):
-                os.dup2(self.spare[number], number)
+            if not _is_open(getattr(sys, name, None)):
                 setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
+
+    def _heed_interrupts(self) -> None:
+        """Whatever a cell has made of SIGINT: the next one is interrupted, not killed, when its time is up."""
+        if signal.getsignal(signal.SIGINT) is not self.interrupt:
+            signal.signal(signal.SIGINT, self.interrupt)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def _interrupt(self, _number: int, _frame: Any) -> None:
+        if self.running and not self.pipe.defer_interrupt():
+            raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def _directory(self, cwd: str | None) -> Iterator[None]:
@@ -142,9 +155,9 @@ class Worker:
         elif error is not None:
             name, value, trace = self.failure or (type(error).__name__, _say(error), "")
             end.update(exit=1, error={"name": name[:256], "value": value[:16384], "traceback": trace[-65536:]})
-        for stream in (sys.stdout, sys.stderr):
+        for name in ("stdout", "stderr"):
             with contextlib.suppress(Exception):  # whatever the cell has put there
-                stream.flush()
+                getattr(sys, name).flush()
         return end
 
     def _show_figures(self) -> None:
@@ -226,6 +239,22 @@ def _environment(env: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _is_same(descriptor: int, other: int) -> bool:
+    """Whether both are one open pipe or device."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.fstat(other))
+    except OSError:
+        return False
+
+
+def _is_open(stream: Any) -> bool:
+    """Whether it is worth a try. What has no such attribute may be a stream of the user's own."""
+    try:
+        return stream is not None and not getattr(stream, "closed", False)
+    except ValueError:  # detached
+        return False
+
+
 def _from_base64(text: str) -> bytes:
     """User code may have put anything there: what is no base64 stays as it is."""
     try:
@@ -260,14 +289,11 @@ def main() -> None:
     pipe = WorkerPipe(int(sys.argv[1]), int(sys.argv[2]))
     worker = Worker(pipe)
 
-    def interrupt(_number: int, _frame: Any) -> None:
-        if worker.running and not pipe.defer_interrupt():
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGINT, worker.interrupt)
     signal.signal(SEED_SIGNAL, lambda *_: worker.seed_in_cell())
     if "--preimport" in sys.argv:
         preimport()
+    sys.path.insert(0, worker.home)  # for the session's own modules, now that the worker has found its own
 
     gc.collect()
     gc.freeze()
@@ -277,6 +303,8 @@ def main() -> None:
             kind, payload = pipe.receive()
         except EOFError:
             os._exit(0)
+        except BaseException:  # noqa: S112 - of a signal's handler that a cell has left behind: nobody's any more
+            continue
         if kind == "S":
             pipe.send("S", worker.seed(payload))
         else:

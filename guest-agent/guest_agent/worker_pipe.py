@@ -24,6 +24,7 @@ class WorkerPipe:
     def __init__(self, requests: int, replies: int) -> None:
         self._in = requests
         self._out = replies
+        self._received = bytearray()
         self._pid = os.getpid()
         self._lock = threading.RLock()  # a handler may send while its own thread has it, outside of a frame
         self._sender = 0
@@ -31,9 +32,16 @@ class WorkerPipe:
         self._interrupted = False
 
     def receive(self) -> tuple[str, bytes]:
-        """Kind and payload of the next request. Raises EOFError when the agent is gone."""
-        kind, length = struct.unpack(">BI", self._read(5))
-        return chr(kind), self._read(length)
+        """Kind and payload of the next request. Raises EOFError when the agent is gone.
+
+        What a signal's handler raises goes through; then it is called again, and goes on where it was.
+        """
+        self._fill(5)
+        kind, length = struct.unpack_from(">BI", self._received)
+        self._fill(5 + length)
+        payload = bytes(self._received[5:])
+        self._received.clear()
+        return chr(kind), payload
 
     def has_request(self) -> bool:
         """Whether receive() has something to read at once."""
@@ -41,15 +49,13 @@ class WorkerPipe:
         poll.register(self._in, select.POLLIN)
         return bool(poll.poll(0))
 
-    def _read(self, size: int) -> bytes:
+    def _fill(self, size: int) -> None:
         """Not a byte more: has_request() knows only what is still in the pipe."""
-        data = bytearray()
-        while len(data) < size:
-            piece = os.read(self._in, size - len(data))
-            if not piece:
+        while len(self._received) < size:
+            data = os.read(self._in, size - len(self._received))
+            if not data:
                 raise EOFError
-            data += piece
-        return bytes(data)
+            self._received += data
 
     def send(self, kind: str, payload: bytes, rest: bytes = b"", only_if: Callable[[], bool] = lambda: True) -> None:
         """Write one frame and what follows it. A copy made by fork says nothing."""

@@ -60,7 +60,8 @@ class WorkerProcess:
         replies_in, replies_out = os.pipe()
         stdout_in, stdout_out = os.pipe()
         stderr_in, stderr_out = os.pipe()
-        arguments = [sys.executable, "-u", "-m", "guest_agent.worker", str(requests_in), str(replies_out)]
+        # -P: a file of the session may be called random.py, and it is not meant for the worker.
+        arguments = [sys.executable, "-u", "-P", "-m", "guest_agent.worker", str(requests_in), str(replies_out)]
         streams = {
             "stdin": subprocess.DEVNULL,
             "stdout": stdout_out,

@@ -18,6 +18,8 @@ from sandpool.v1 import file_pb2 as pb
 from sandpool.v1 import file_pb2_grpc, session_pb2
 
 CHUNK_BYTES = 1 << 20
+# Of a file's mode, what a copy takes along.
+PERMISSIONS = 0o777
 Progress = Callable[[int], None]
 
 
@@ -47,17 +49,28 @@ class Files:
         return await self._write(path, _blocks(data, None), mode=mode)
 
     async def upload(self, local: str | os.PathLike[str], path: str, progress: Progress | None = None) -> pb.FileInfo:
-        """Copy a file there, with its permission bits. progress gets the bytes of each step. Raises OSError, too."""
+        """Copy a file there, with its permission bits and its time. Raises OSError, too.
+
+        progress gets the bytes of each step.
+        """
         with Path(local).open("rb") as file:  # noqa: ASYNC230
             stat = os.fstat(file.fileno())
-            mode, size = stat.st_mode & 0o777, stat.st_size
-            return await self._write(path, _blocks(file, progress), mode=mode, size=size)
+            mode, size = stat.st_mode & PERMISSIONS, stat.st_size
+            return await self._write(path, _blocks(file, progress), mode=mode, size=size, modified_ns=stat.st_mtime_ns)
 
     async def _write(
-        self, path: str, chunks: AsyncIterator[bytes], *, mode: int | None, size: int | None = None
+        self,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        mode: int | None,
+        size: int | None = None,
+        modified_ns: int | None = None,
     ) -> pb.FileInfo:
         digest = hashlib.sha256()
         header = pb.WriteFileHeader(session=self._owner.ref(), path=path, mode=mode, make_parents=True, size_bytes=size)
+        if modified_ns is not None:
+            header.modified_at.FromNanoseconds(modified_ns)
 
         async def digested() -> AsyncIterator[bytes]:
             async for data in chunks:
@@ -76,38 +89,55 @@ class Files:
         return b"".join([data async for data in self.chunks(path, offset=offset, length=length)])
 
     async def download(self, path: str, local: str | os.PathLike[str], progress: Progress | None = None) -> None:
-        """Copy a file here; nothing is at local before it is complete and checked. Raises OSError, too."""
+        """Copy a file here, with its time and those of its permission bits that the umask leaves.
+
+        Nothing is at local before it is complete and checked. Raises OSError, too.
+        """
         target = Path(local)
         part = target.with_name(f".{target.name}.part")
         try:
             with part.open("wb") as file:
-                await self._copy(path, file, progress)
+                info = await self._copy(path, file, progress)
+                file.flush()
+                _adopt(file.fileno(), info)
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
 
-    async def _copy(self, path: str, file: IO[bytes], progress: Progress | None) -> None:
-        async with aclosing(self.chunks(path)) as chunks:
-            async for data in chunks:
-                await asyncio.to_thread(file.write, data)
-                if progress is not None:
-                    progress(len(data))
+    async def _copy(self, path: str, file: IO[bytes], progress: Progress | None) -> pb.FileInfo:
+        info = pb.FileInfo()
+        async with aclosing(self._messages(path, 0, None)) as messages:
+            async for message in messages:
+                if message.HasField("info"):
+                    info = message.info.file
+                else:
+                    await asyncio.to_thread(file.write, message.data)
+                    if progress is not None:
+                        progress(len(message.data))
+        return info
 
     async def chunks(self, path: str, *, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         """A file or a part of it as it arrives. Raises DataLoss at the end if a byte is not what was sent."""
+        async with aclosing(self._messages(path, offset, length)) as messages:
+            async for message in messages:
+                if message.data:
+                    yield message.data
+
+    async def _messages(self, path: str, offset: int, length: int | None) -> AsyncGenerator[pb.ReadFileResponse, None]:
+        """Info, then data. Raises DataLoss at the end."""
         digest, expected = hashlib.sha256(), None
         request = pb.ReadFileRequest(session=self._owner.ref(), path=path, offset=offset, length=length)
         call = self._stub.Read(request)
         try:
             with mapped():
                 async for message in call:
+                    if message.HasField("end"):
+                        expected = message.end.sha256
+                        continue
                     if message.HasField("info"):
                         self._owner.bind(message.info.session)
-                    elif message.HasField("end"):
-                        expected = message.end.sha256
-                    else:
-                        digest.update(message.data)
-                        yield message.data
+                    digest.update(message.data)
+                    yield message
         finally:
             call.cancel()
         if expected != digest.digest():
@@ -150,6 +180,15 @@ class Files:
             response = await self._stub.MakeDir(pb.MakeDirRequest(session=self._owner.ref(), path=path))
         self._owner.bind(response.session)
         return response.file
+
+
+def _adopt(descriptor: int, info: pb.FileInfo) -> None:
+    """A new file gets the time of the one it is a copy of, and its permission bits as far as the umask allows."""
+    allowed = os.fstat(descriptor).st_mode
+    allowed |= (allowed & 0o444) >> 2
+    os.fchmod(descriptor, info.mode & PERMISSIONS & allowed)
+    modified_ns = info.modified_at.ToNanoseconds()
+    os.utime(descriptor, ns=(modified_ns, modified_ns))
 
 
 async def _slices(data: bytes) -> AsyncIterator[bytes]:

@@ -1,5 +1,7 @@
 """What a request of FileService may say. Pure: each check returns or raises InvalidArgument."""
 
+from google.protobuf import timestamp_pb2
+
 from sandpool.v1 import file_pb2 as pb
 from scheduler.validation import MAX_PATH_BYTES, check_page, check_session, invalid
 
@@ -9,6 +11,8 @@ MAX_MODE = 0o7777
 MAX_DATA_BYTES = 1 << 20
 MAX_FILE_BYTES = (1 << 63) - 1  # of the file systems and system calls
 SHA256_BYTES = 32
+# google.protobuf.Timestamp.
+MIN_SECONDS, MAX_SECONDS = -62_135_596_800, 253_402_300_799
 
 
 def check_path(field: str, path: str) -> None:
@@ -20,20 +24,20 @@ def check_path(field: str, path: str) -> None:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if any(len(part.encode()) > MAX_COMPONENT_BYTES for part in parts):
         raise invalid(field, "no component may exceed 255 bytes")
-    if path.startswith("/"):
-        if parts[:2] != DATA:
-            raise invalid(field, "must be below /mnt/data", "PATH_OUTSIDE_DATA")
-        parts = parts[2:]
-    depth = 0
-    for part in parts:
-        depth += -1 if part == ".." else 1
-        if depth < 0:
-            raise invalid(field, "must be below /mnt/data", "PATH_OUTSIDE_DATA")
+    if path.startswith("/") and parts[:2] != DATA:
+        raise invalid(field, "must be below /mnt/data", "PATH_OUTSIDE_DATA")
+    if ".." in parts:
+        raise invalid(field, 'must be below /mnt/data, without ".."', "PATH_OUTSIDE_DATA")
 
 
 def _check_mode(field: str, mode: int) -> None:
     if mode > MAX_MODE:
         raise invalid(field, "must be at most 07777")
+
+
+def is_timestamp(time: timestamp_pb2.Timestamp) -> bool:
+    """Whether it keeps its own rules."""
+    return MIN_SECONDS <= time.seconds <= MAX_SECONDS and 0 <= time.nanos < 10**9
 
 
 def check_read(request: pb.ReadFileRequest) -> None:
@@ -58,6 +62,8 @@ def check_header(request: pb.WriteFileRequest) -> None:
         raise invalid("header.sha256", "must be 32 bytes")
     if header.size_bytes > MAX_FILE_BYTES:
         raise invalid("header.size_bytes", "must be less than 2^63")
+    if not is_timestamp(header.modified_at):
+        raise invalid("header.modified_at", "must be in the years 1 to 9999")
 
 
 def check_data(request: pb.WriteFileRequest) -> None:

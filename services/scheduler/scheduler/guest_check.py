@@ -165,7 +165,7 @@ class StreamCheck:
         source = gap.WhichOneof("source")
         if gap.reason not in _REASONS or source is None or gap.begin >= gap.end:
             raise GuestProtocolError("a malformed gap")
-        if gap.reason == pb.GAP_REASON_OUTPUT_LIMIT and (source != "stream" or gap.end != NO_END):
+        if gap.reason == pb.GAP_REASON_OUTPUT_LIMIT and gap.end != NO_END:
             raise GuestProtocolError("a malformed limit")
         if source == "result_id":
             self._results = {key: end for key, end in self._results.items() if key[0] != gap.result_id}

@@ -24,7 +24,7 @@ ALLOWED: dict[grpc.StatusCode, frozenset[str]] = {
     grpc.StatusCode.FAILED_PRECONDITION: frozenset(
         {"EXECUTION_ENDED", "STDIN_CLOSED", "NOT_A_FILE", "NOT_A_DIRECTORY", "DIRECTORY_NOT_EMPTY"}
     ),
-    grpc.StatusCode.RESOURCE_EXHAUSTED: frozenset({"LANGUAGE_QUEUE_FULL", "DISK_FULL"}),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: frozenset({"LANGUAGE_QUEUE_FULL", "TOO_MANY_COMMANDS", "DISK_FULL"}),
     grpc.StatusCode.PERMISSION_DENIED: frozenset({"FILE_PERMISSION"}),
     grpc.StatusCode.DATA_LOSS: frozenset({"CHECKSUM_MISMATCH"}),
     grpc.StatusCode.UNIMPLEMENTED: frozenset({"UNIMPLEMENTED"}),

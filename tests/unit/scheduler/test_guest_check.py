@@ -104,7 +104,7 @@ def test_unknown_fields_are_dropped() -> None:
         [started(), gap(1, 0, 1, 0)],
         [started(), gap(1, 0, 1, stream=7)],
         [started(), gap(1, 0, 1, LIMIT)],
-        [started(), gap(1, 0, NO_END, LIMIT, result_id=1)],
+        [started(), gap(1, 0, 1, LIMIT, result_id=1)],
         [started(), pb.ExecutionEvent(gap=pb.OutputGap(reason=BEHIND, end=1))],
         [started(), gap(0, 0, NO_END, LIMIT), output(0, b"a", 1)],
         [started(), gap(0, 0, NO_END), output(NO_END, b"a", 1)],

@@ -50,7 +50,7 @@ class _GapReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GapReason.V
     GAP_REASON_READER_BEHIND: _GapReason.ValueType  # 1
     """The reader came later, or was slower, than the bounded buffer allows."""
     GAP_REASON_OUTPUT_LIMIT: _GapReason.ValueType  # 2
-    """Beyond output_limit_bytes: discarded; end is 2^64-1 as the program may go on writing."""
+    """Beyond output_limit_bytes, or too many results: discarded; end is 2^64-1 as the program may go on."""
 
 class GapReason(_GapReason, metaclass=_GapReasonEnumTypeWrapper):
     """Set by the guest agent."""
@@ -59,7 +59,7 @@ GAP_REASON_UNSPECIFIED: GapReason.ValueType  # 0
 GAP_REASON_READER_BEHIND: GapReason.ValueType  # 1
 """The reader came later, or was slower, than the bounded buffer allows."""
 GAP_REASON_OUTPUT_LIMIT: GapReason.ValueType  # 2
-"""Beyond output_limit_bytes: discarded; end is 2^64-1 as the program may go on writing."""
+"""Beyond output_limit_bytes, or too many results: discarded; end is 2^64-1 as the program may go on."""
 Global___GapReason: _TypeAlias = GapReason  # noqa: Y015
 
 class _KillReason:
@@ -153,7 +153,9 @@ class ExecuteRequest(_message.Message):
     stdin: _builtins.bytes
     """Written to standard input, then closed unless keep_stdin_open."""
     output_limit_bytes: _builtins.int
-    """stdout and stderr beyond this are discarded with one gap event. 1 to 2^40. Unset (0): 256 MiB."""
+    """stdout and stderr together; what is beyond is discarded with one gap event, and the program notices nothing.
+    1 to 2^40. Unset (0): 256 MiB.
+    """
     background: _builtins.bool
     """Keeps running without readers until timeout; the stream still delivers its events to whoever stays."""
     keep_stdin_open: _builtins.bool
@@ -204,7 +206,12 @@ Global___ExecuteRequest: _TypeAlias = ExecuteRequest  # noqa: Y015
 
 @_typing.final
 class Code(_message.Message):
-    """Code for a language worker, whose state is kept between executions. Runs first in, first out."""
+    """Code for a language worker, whose state is kept between executions. Runs first in, first out.
+
+    input() reads stdin and raises EOFError at its end. Threads and child processes that the code has left running live on
+    with the worker: what they write between two executions goes nowhere, and during one it is that one's output. Each
+    execution begins with standard streams and an interrupt that work, whatever an earlier one has made of them.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -229,7 +236,10 @@ Global___Code: _TypeAlias = Code  # noqa: Y015
 
 @_typing.final
 class Command(_message.Message):
-    """A process group of its own; runs in parallel with everything else."""
+    """Runs in parallel with everything else, at most 64 at a time (RESOURCE_EXHAUSTED TOO_MANY_COMMANDS). Has ended when the
+    program that was started has: everything that it has left running, in a process group or session of its own or not, is
+    killed then. What should stay is a background execution, or a child of code.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -389,7 +399,9 @@ Global___OutputChunk: _TypeAlias = OutputChunk  # noqa: Y015
 
 @_typing.final
 class ResultChunk(_message.Message):
-    """A part of a rich result: one MIME representation of one displayed value."""
+    """A part of a rich result: one MIME representation of one displayed value. An execution may show 4096 representations:
+    the first one beyond is a gap (OUTPUT_LIMIT), and later ones are discarded.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

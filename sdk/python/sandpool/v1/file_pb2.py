@@ -26,17 +26,17 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sandpool.v1 import session_pb2 as sandpool_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sandpool/v1/file.proto\x12\x0bsandpool.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19sandpool/v1/session.proto\"\xa5\x01\n\x08\x46ileInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12#\n\x04type\x18\x02 \x01(\x0e\x32\x15.sandpool.v1.FileType\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04mode\x18\x04 \x01(\r\x12/\n\x0bmodified_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0blink_target\x18\x06 \x01(\t\"y\n\x0fReadFileRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x13\n\x06length\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\t\n\x07_length\"\x81\x01\n\x10ReadFileResponse\x12)\n\x04info\x18\x01 \x01(\x0b\x32\x19.sandpool.v1.ReadFileInfoH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\'\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x18.sandpool.v1.ReadFileEndH\x00\x42\t\n\x07message\"a\n\x0cReadFileInfo\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.FileInfo\"\x1d\n\x0bReadFileEnd\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\"]\n\x10WriteFileRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.sandpool.v1.WriteFileHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\xcb\x01\n\x0fWriteFileHeader\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\x04mode\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0emust_not_exist\x18\x04 \x01(\x08\x12\x14\n\x0cmake_parents\x18\x05 \x01(\x08\x12\x0e\n\x06sha256\x18\x06 \x01(\x0c\x12\x17\n\nsize_bytes\x18\x07 \x01(\x04H\x01\x88\x01\x01\x42\x07\n\x05_modeB\r\n\x0b_size_bytes\"v\n\x11WriteFileResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.FileInfo\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"\x84\x01\n\x10ListFilesRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\trecursive\x18\x03 \x01(\x08\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\x80\x01\n\x11ListFilesResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\x12$\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x15.sandpool.v1.FileInfo\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"I\n\x0fStatFileRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\"e\n\x10StatFileResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.FileInfo\"^\n\x11RemoveFileRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\trecursive\x18\x03 \x01(\x08\"B\n\x12RemoveFileResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\"x\n\x0fMoveFileRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12\x16\n\x0emust_not_exist\x18\x04 \x01(\x08\"e\n\x10MoveFileResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.FileInfo\"d\n\x0eMakeDirRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\x04mode\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_mode\"d\n\x0fMakeDirResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.FileInfo\"^\n\x11WatchFilesRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\trecursive\x18\x03 \x01(\x08\"v\n\x12WatchFilesResponse\x12,\n\x07started\x18\x01 \x01(\x0b\x32\x19.sandpool.v1.WatchStartedH\x00\x12)\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x17.sandpool.v1.FileChangeH\x00\x42\x07\n\x05\x65vent\"<\n\x0cWatchStarted\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\"E\n\nFileChange\x12)\n\x04type\x18\x01 \x01(\x0e\x32\x1b.sandpool.v1.FileChangeType\x12\x0c\n\x04path\x18\x02 \x01(\t*\x81\x01\n\x08\x46ileType\x12\x19\n\x15\x46ILE_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46ILE_TYPE_REGULAR\x10\x01\x12\x17\n\x13\x46ILE_TYPE_DIRECTORY\x10\x02\x12\x15\n\x11\x46ILE_TYPE_SYMLINK\x10\x03\x12\x13\n\x0f\x46ILE_TYPE_OTHER\x10\x04*\xac\x01\n\x0e\x46ileChangeType\x12 \n\x1c\x46ILE_CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46ILE_CHANGE_TYPE_CREATED\x10\x01\x12\x1d\n\x19\x46ILE_CHANGE_TYPE_MODIFIED\x10\x02\x12\x1c\n\x18\x46ILE_CHANGE_TYPE_REMOVED\x10\x03\x12\x1d\n\x19\x46ILE_CHANGE_TYPE_OVERFLOW\x10\x04\x32\xcc\x04\n\x0b\x46ileService\x12\x45\n\x04Read\x12\x1c.sandpool.v1.ReadFileRequest\x1a\x1d.sandpool.v1.ReadFileResponse0\x01\x12H\n\x05Write\x12\x1d.sandpool.v1.WriteFileRequest\x1a\x1e.sandpool.v1.WriteFileResponse(\x01\x12\x45\n\x04List\x12\x1d.sandpool.v1.ListFilesRequest\x1a\x1e.sandpool.v1.ListFilesResponse\x12\x43\n\x04Stat\x12\x1c.sandpool.v1.StatFileRequest\x1a\x1d.sandpool.v1.StatFileResponse\x12I\n\x06Remove\x12\x1e.sandpool.v1.RemoveFileRequest\x1a\x1f.sandpool.v1.RemoveFileResponse\x12\x43\n\x04Move\x12\x1c.sandpool.v1.MoveFileRequest\x1a\x1d.sandpool.v1.MoveFileResponse\x12\x44\n\x07MakeDir\x12\x1b.sandpool.v1.MakeDirRequest\x1a\x1c.sandpool.v1.MakeDirResponse\x12J\n\x05Watch\x12\x1e.sandpool.v1.WatchFilesRequest\x1a\x1f.sandpool.v1.WatchFilesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sandpool/v1/file.proto\x12\x0bsandpool.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19sandpool/v1/session.proto\"\xa5\x01\n\x08\x46ileInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12#\n\x04type\x18\x02 \x01(\x0e\x32\x15.sandpool.v1.FileType\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04mode\x18\x04 \x01(\r\x12/\n\x0bmodified_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0blink_target\x18\x06 \x01(\t\"y\n\x0fReadFileRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x13\n\x06length\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\t\n\x07_length\"\x81\x01\n\x10ReadFileResponse\x12)\n\x04info\x18\x01 \x01(\x0b\x32\x19.sandpool.v1.ReadFileInfoH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\'\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x18.sandpool.v1.ReadFileEndH\x00\x42\t\n\x07message\"a\n\x0cReadFileInfo\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.FileInfo\"\x1d\n\x0bReadFileEnd\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\"]\n\x10WriteFileRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.sandpool.v1.WriteFileHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\xfc\x01\n\x0fWriteFileHeader\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\x04mode\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0emust_not_exist\x18\x04 \x01(\x08\x12\x14\n\x0cmake_parents\x18\x05 \x01(\x08\x12\x0e\n\x06sha256\x18\x06 \x01(\x0c\x12\x17\n\nsize_bytes\x18\x07 \x01(\x04H\x01\x88\x01\x01\x12/\n\x0bmodified_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05_modeB\r\n\x0b_size_bytes\"v\n\x11WriteFileResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.FileInfo\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"\x84\x01\n\x10ListFilesRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\trecursive\x18\x03 \x01(\x08\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\x80\x01\n\x11ListFilesResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\x12$\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x15.sandpool.v1.FileInfo\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"I\n\x0fStatFileRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\"e\n\x10StatFileResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.FileInfo\"^\n\x11RemoveFileRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\trecursive\x18\x03 \x01(\x08\"B\n\x12RemoveFileResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\"x\n\x0fMoveFileRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12\x16\n\x0emust_not_exist\x18\x04 \x01(\x08\"e\n\x10MoveFileResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.FileInfo\"d\n\x0eMakeDirRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\x04mode\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_mode\"d\n\x0fMakeDirResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.FileInfo\"^\n\x11WatchFilesRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.sandpool.v1.SessionRef\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\trecursive\x18\x03 \x01(\x08\"v\n\x12WatchFilesResponse\x12,\n\x07started\x18\x01 \x01(\x0b\x32\x19.sandpool.v1.WatchStartedH\x00\x12)\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x17.sandpool.v1.FileChangeH\x00\x42\x07\n\x05\x65vent\"<\n\x0cWatchStarted\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.SessionBinding\"E\n\nFileChange\x12)\n\x04type\x18\x01 \x01(\x0e\x32\x1b.sandpool.v1.FileChangeType\x12\x0c\n\x04path\x18\x02 \x01(\t*\x81\x01\n\x08\x46ileType\x12\x19\n\x15\x46ILE_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46ILE_TYPE_REGULAR\x10\x01\x12\x17\n\x13\x46ILE_TYPE_DIRECTORY\x10\x02\x12\x15\n\x11\x46ILE_TYPE_SYMLINK\x10\x03\x12\x13\n\x0f\x46ILE_TYPE_OTHER\x10\x04*\xac\x01\n\x0e\x46ileChangeType\x12 \n\x1c\x46ILE_CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46ILE_CHANGE_TYPE_CREATED\x10\x01\x12\x1d\n\x19\x46ILE_CHANGE_TYPE_MODIFIED\x10\x02\x12\x1c\n\x18\x46ILE_CHANGE_TYPE_REMOVED\x10\x03\x12\x1d\n\x19\x46ILE_CHANGE_TYPE_OVERFLOW\x10\x04\x32\xcc\x04\n\x0b\x46ileService\x12\x45\n\x04Read\x12\x1c.sandpool.v1.ReadFileRequest\x1a\x1d.sandpool.v1.ReadFileResponse0\x01\x12H\n\x05Write\x12\x1d.sandpool.v1.WriteFileRequest\x1a\x1e.sandpool.v1.WriteFileResponse(\x01\x12\x45\n\x04List\x12\x1d.sandpool.v1.ListFilesRequest\x1a\x1e.sandpool.v1.ListFilesResponse\x12\x43\n\x04Stat\x12\x1c.sandpool.v1.StatFileRequest\x1a\x1d.sandpool.v1.StatFileResponse\x12I\n\x06Remove\x12\x1e.sandpool.v1.RemoveFileRequest\x1a\x1f.sandpool.v1.RemoveFileResponse\x12\x43\n\x04Move\x12\x1c.sandpool.v1.MoveFileRequest\x1a\x1d.sandpool.v1.MoveFileResponse\x12\x44\n\x07MakeDir\x12\x1b.sandpool.v1.MakeDirRequest\x1a\x1c.sandpool.v1.MakeDirResponse\x12J\n\x05Watch\x12\x1e.sandpool.v1.WatchFilesRequest\x1a\x1f.sandpool.v1.WatchFilesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sandpool.v1.file_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FILETYPE']._serialized_start=2460
-  _globals['_FILETYPE']._serialized_end=2589
-  _globals['_FILECHANGETYPE']._serialized_start=2592
-  _globals['_FILECHANGETYPE']._serialized_end=2764
+  _globals['_FILETYPE']._serialized_start=2509
+  _globals['_FILETYPE']._serialized_end=2638
+  _globals['_FILECHANGETYPE']._serialized_start=2641
+  _globals['_FILECHANGETYPE']._serialized_end=2813
   _globals['_FILEINFO']._serialized_start=100
   _globals['_FILEINFO']._serialized_end=265
   _globals['_READFILEREQUEST']._serialized_start=267
@@ -50,37 +50,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WRITEFILEREQUEST']._serialized_start=652
   _globals['_WRITEFILEREQUEST']._serialized_end=745
   _globals['_WRITEFILEHEADER']._serialized_start=748
-  _globals['_WRITEFILEHEADER']._serialized_end=951
-  _globals['_WRITEFILERESPONSE']._serialized_start=953
-  _globals['_WRITEFILERESPONSE']._serialized_end=1071
-  _globals['_LISTFILESREQUEST']._serialized_start=1074
-  _globals['_LISTFILESREQUEST']._serialized_end=1206
-  _globals['_LISTFILESRESPONSE']._serialized_start=1209
-  _globals['_LISTFILESRESPONSE']._serialized_end=1337
-  _globals['_STATFILEREQUEST']._serialized_start=1339
-  _globals['_STATFILEREQUEST']._serialized_end=1412
-  _globals['_STATFILERESPONSE']._serialized_start=1414
-  _globals['_STATFILERESPONSE']._serialized_end=1515
-  _globals['_REMOVEFILEREQUEST']._serialized_start=1517
-  _globals['_REMOVEFILEREQUEST']._serialized_end=1611
-  _globals['_REMOVEFILERESPONSE']._serialized_start=1613
-  _globals['_REMOVEFILERESPONSE']._serialized_end=1679
-  _globals['_MOVEFILEREQUEST']._serialized_start=1681
-  _globals['_MOVEFILEREQUEST']._serialized_end=1801
-  _globals['_MOVEFILERESPONSE']._serialized_start=1803
-  _globals['_MOVEFILERESPONSE']._serialized_end=1904
-  _globals['_MAKEDIRREQUEST']._serialized_start=1906
-  _globals['_MAKEDIRREQUEST']._serialized_end=2006
-  _globals['_MAKEDIRRESPONSE']._serialized_start=2008
-  _globals['_MAKEDIRRESPONSE']._serialized_end=2108
-  _globals['_WATCHFILESREQUEST']._serialized_start=2110
-  _globals['_WATCHFILESREQUEST']._serialized_end=2204
-  _globals['_WATCHFILESRESPONSE']._serialized_start=2206
-  _globals['_WATCHFILESRESPONSE']._serialized_end=2324
-  _globals['_WATCHSTARTED']._serialized_start=2326
-  _globals['_WATCHSTARTED']._serialized_end=2386
-  _globals['_FILECHANGE']._serialized_start=2388
-  _globals['_FILECHANGE']._serialized_end=2457
-  _globals['_FILESERVICE']._serialized_start=2767
-  _globals['_FILESERVICE']._serialized_end=3355
+  _globals['_WRITEFILEHEADER']._serialized_end=1000
+  _globals['_WRITEFILERESPONSE']._serialized_start=1002
+  _globals['_WRITEFILERESPONSE']._serialized_end=1120
+  _globals['_LISTFILESREQUEST']._serialized_start=1123
+  _globals['_LISTFILESREQUEST']._serialized_end=1255
+  _globals['_LISTFILESRESPONSE']._serialized_start=1258
+  _globals['_LISTFILESRESPONSE']._serialized_end=1386
+  _globals['_STATFILEREQUEST']._serialized_start=1388
+  _globals['_STATFILEREQUEST']._serialized_end=1461
+  _globals['_STATFILERESPONSE']._serialized_start=1463
+  _globals['_STATFILERESPONSE']._serialized_end=1564
+  _globals['_REMOVEFILEREQUEST']._serialized_start=1566
+  _globals['_REMOVEFILEREQUEST']._serialized_end=1660
+  _globals['_REMOVEFILERESPONSE']._serialized_start=1662
+  _globals['_REMOVEFILERESPONSE']._serialized_end=1728
+  _globals['_MOVEFILEREQUEST']._serialized_start=1730
+  _globals['_MOVEFILEREQUEST']._serialized_end=1850
+  _globals['_MOVEFILERESPONSE']._serialized_start=1852
+  _globals['_MOVEFILERESPONSE']._serialized_end=1953
+  _globals['_MAKEDIRREQUEST']._serialized_start=1955
+  _globals['_MAKEDIRREQUEST']._serialized_end=2055
+  _globals['_MAKEDIRRESPONSE']._serialized_start=2057
+  _globals['_MAKEDIRRESPONSE']._serialized_end=2157
+  _globals['_WATCHFILESREQUEST']._serialized_start=2159
+  _globals['_WATCHFILESREQUEST']._serialized_end=2253
+  _globals['_WATCHFILESRESPONSE']._serialized_start=2255
+  _globals['_WATCHFILESRESPONSE']._serialized_end=2373
+  _globals['_WATCHSTARTED']._serialized_start=2375
+  _globals['_WATCHSTARTED']._serialized_end=2435
+  _globals['_FILECHANGE']._serialized_start=2437
+  _globals['_FILECHANGE']._serialized_end=2506
+  _globals['_FILESERVICE']._serialized_start=2816
+  _globals['_FILESERVICE']._serialized_end=3404
 # @@protoc_insertion_point(module_scope)

@@ -251,6 +251,7 @@ class WriteFileHeader(_message.Message):
     MAKE_PARENTS_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MODIFIED_AT_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     mode: _builtins.int
     """Permission bits. Unset: 0644."""
@@ -264,6 +265,10 @@ class WriteFileHeader(_message.Message):
     """If set, checked like sha256, and reserved on the disk before the first byte."""
     @_builtins.property
     def session(self) -> _session_pb2.SessionRef: ...
+    @_builtins.property
+    def modified_at(self) -> _timestamp_pb2.Timestamp:
+        """When the file was modified, for one that is a copy. Unset: now."""
+
     def __init__(
         self,
         *,
@@ -274,10 +279,11 @@ class WriteFileHeader(_message.Message):
         make_parents: _builtins.bool = ...,
         sha256: _builtins.bytes = ...,
         size_bytes: _builtins.int | None = ...,
+        modified_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "_size_bytes", b"_size_bytes", "mode", b"mode", "session", b"session", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "_size_bytes", b"_size_bytes", "mode", b"mode", "modified_at", b"modified_at", "session", b"session", "size_bytes", b"size_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "_size_bytes", b"_size_bytes", "make_parents", b"make_parents", "mode", b"mode", "must_not_exist", b"must_not_exist", "path", b"path", "session", b"session", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "_size_bytes", b"_size_bytes", "make_parents", b"make_parents", "mode", b"mode", "modified_at", b"modified_at", "must_not_exist", b"must_not_exist", "path", b"path", "session", b"session", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mode: _TypeAlias = _typing.Literal["mode"]  # noqa: Y015
     _WhichOneofArgType__mode: _TypeAlias = _typing.Literal["_mode", b"_mode"]  # noqa: Y015

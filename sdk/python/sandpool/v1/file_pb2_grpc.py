@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class FileServiceStub:
     """Files of a session, below /mnt/data. Every path is absolute below /mnt/data or relative to it, at most 4096 bytes, no
-    component above 255 bytes, no NUL; a path that leaves /mnt/data, by "..", or through a symbolic link, is
+    component above 255 bytes, no NUL; a path that leaves /mnt/data through a symbolic link, or has ".." anywhere, is
     INVALID_ARGUMENT with reason PATH_OUTSIDE_DATA. Common error codes: see SessionService and ExecutionService; besides:
     NOT_FOUND FILE_NOT_FOUND, FAILED_PRECONDITION NOT_A_FILE, NOT_A_DIRECTORY or DIRECTORY_NOT_EMPTY,
     ALREADY_EXISTS FILE_EXISTS, PERMISSION_DENIED FILE_PERMISSION, RESOURCE_EXHAUSTED DISK_FULL.
@@ -83,14 +83,15 @@ class FileServiceStub:
 
 class FileServiceServicer:
     """Files of a session, below /mnt/data. Every path is absolute below /mnt/data or relative to it, at most 4096 bytes, no
-    component above 255 bytes, no NUL; a path that leaves /mnt/data, by "..", or through a symbolic link, is
+    component above 255 bytes, no NUL; a path that leaves /mnt/data through a symbolic link, or has ".." anywhere, is
     INVALID_ARGUMENT with reason PATH_OUTSIDE_DATA. Common error codes: see SessionService and ExecutionService; besides:
     NOT_FOUND FILE_NOT_FOUND, FAILED_PRECONDITION NOT_A_FILE, NOT_A_DIRECTORY or DIRECTORY_NOT_EMPTY,
     ALREADY_EXISTS FILE_EXISTS, PERMISSION_DENIED FILE_PERMISSION, RESOURCE_EXHAUSTED DISK_FULL.
     """
 
     def Read(self, request, context):
-        """Streams a file or a range of it. The first response has info, every later one data.
+        """Streams a file or a range of it. The first response has info, every later one data, the last one end. What is
+        appended meanwhile is not sent; a file that becomes shorter ends early.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +106,8 @@ class FileServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """By path in the order of bytes, over all pages. What comes or goes meanwhile may be in it or not.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -124,7 +126,7 @@ class FileServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Move(self, request, context):
-        """Renames atomically.
+        """Renames atomically. Two names of one file: the source is gone afterwards.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,7 +199,7 @@ def add_FileServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class FileService:
     """Files of a session, below /mnt/data. Every path is absolute below /mnt/data or relative to it, at most 4096 bytes, no
-    component above 255 bytes, no NUL; a path that leaves /mnt/data, by "..", or through a symbolic link, is
+    component above 255 bytes, no NUL; a path that leaves /mnt/data through a symbolic link, or has ".." anywhere, is
     INVALID_ARGUMENT with reason PATH_OUTSIDE_DATA. Common error codes: see SessionService and ExecutionService; besides:
     NOT_FOUND FILE_NOT_FOUND, FAILED_PRECONDITION NOT_A_FILE, NOT_A_DIRECTORY or DIRECTORY_NOT_EMPTY,
     ALREADY_EXISTS FILE_EXISTS, PERMISSION_DENIED FILE_PERMISSION, RESOURCE_EXHAUSTED DISK_FULL.

@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class FileServiceStub:
     """Files of a session, below /mnt/data. Every path is absolute below /mnt/data or relative to it, at most 4096 bytes, no
-    component above 255 bytes, no NUL; a path that leaves /mnt/data, by "..", or through a symbolic link, is
+    component above 255 bytes, no NUL; a path that leaves /mnt/data through a symbolic link, or has ".." anywhere, is
     INVALID_ARGUMENT with reason PATH_OUTSIDE_DATA. Common error codes: see SessionService and ExecutionService; besides:
     NOT_FOUND FILE_NOT_FOUND, FAILED_PRECONDITION NOT_A_FILE, NOT_A_DIRECTORY or DIRECTORY_NOT_EMPTY,
     ALREADY_EXISTS FILE_EXISTS, PERMISSION_DENIED FILE_PERMISSION, RESOURCE_EXHAUSTED DISK_FULL.
@@ -39,17 +39,20 @@ class FileServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FileServiceAsyncStub: ...
     Read: _grpc.UnaryStreamMultiCallable[_file_pb2.ReadFileRequest, _file_pb2.ReadFileResponse]
-    """Streams a file or a range of it. The first response has info, every later one data."""
+    """Streams a file or a range of it. The first response has info, every later one data, the last one end. What is
+    appended meanwhile is not sent; a file that becomes shorter ends early.
+    """
     Write: _grpc.StreamUnaryMultiCallable[_file_pb2.WriteFileRequest, _file_pb2.WriteFileResponse]
     """Writes a file atomically: nothing is visible before the end of the stream, then all of it. The first request has the
     header, every later one data. A stream that breaks off leaves nothing.
     """
     List: _grpc.UnaryUnaryMultiCallable[_file_pb2.ListFilesRequest, _file_pb2.ListFilesResponse]
+    """By path in the order of bytes, over all pages. What comes or goes meanwhile may be in it or not."""
     Stat: _grpc.UnaryUnaryMultiCallable[_file_pb2.StatFileRequest, _file_pb2.StatFileResponse]
     """Of the path itself: a symbolic link is not followed."""
     Remove: _grpc.UnaryUnaryMultiCallable[_file_pb2.RemoveFileRequest, _file_pb2.RemoveFileResponse]
     Move: _grpc.UnaryUnaryMultiCallable[_file_pb2.MoveFileRequest, _file_pb2.MoveFileResponse]
-    """Renames atomically."""
+    """Renames atomically. Two names of one file: the source is gone afterwards."""
     MakeDir: _grpc.UnaryUnaryMultiCallable[_file_pb2.MakeDirRequest, _file_pb2.MakeDirResponse]
     """Makes a directory and its parents. A directory that is there already is OK."""
     Watch: _grpc.UnaryStreamMultiCallable[_file_pb2.WatchFilesRequest, _file_pb2.WatchFilesResponse]
@@ -58,7 +61,7 @@ class FileServiceStub:
 @_typing.type_check_only
 class FileServiceAsyncStub(FileServiceStub):
     """Files of a session, below /mnt/data. Every path is absolute below /mnt/data or relative to it, at most 4096 bytes, no
-    component above 255 bytes, no NUL; a path that leaves /mnt/data, by "..", or through a symbolic link, is
+    component above 255 bytes, no NUL; a path that leaves /mnt/data through a symbolic link, or has ".." anywhere, is
     INVALID_ARGUMENT with reason PATH_OUTSIDE_DATA. Common error codes: see SessionService and ExecutionService; besides:
     NOT_FOUND FILE_NOT_FOUND, FAILED_PRECONDITION NOT_A_FILE, NOT_A_DIRECTORY or DIRECTORY_NOT_EMPTY,
     ALREADY_EXISTS FILE_EXISTS, PERMISSION_DENIED FILE_PERMISSION, RESOURCE_EXHAUSTED DISK_FULL.
@@ -66,17 +69,20 @@ class FileServiceAsyncStub(FileServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Read: _aio.UnaryStreamMultiCallable[_file_pb2.ReadFileRequest, _file_pb2.ReadFileResponse]  # type: ignore[assignment]
-    """Streams a file or a range of it. The first response has info, every later one data."""
+    """Streams a file or a range of it. The first response has info, every later one data, the last one end. What is
+    appended meanwhile is not sent; a file that becomes shorter ends early.
+    """
     Write: _aio.StreamUnaryMultiCallable[_file_pb2.WriteFileRequest, _file_pb2.WriteFileResponse]  # type: ignore[assignment]
     """Writes a file atomically: nothing is visible before the end of the stream, then all of it. The first request has the
     header, every later one data. A stream that breaks off leaves nothing.
     """
     List: _aio.UnaryUnaryMultiCallable[_file_pb2.ListFilesRequest, _file_pb2.ListFilesResponse]  # type: ignore[assignment]
+    """By path in the order of bytes, over all pages. What comes or goes meanwhile may be in it or not."""
     Stat: _aio.UnaryUnaryMultiCallable[_file_pb2.StatFileRequest, _file_pb2.StatFileResponse]  # type: ignore[assignment]
     """Of the path itself: a symbolic link is not followed."""
     Remove: _aio.UnaryUnaryMultiCallable[_file_pb2.RemoveFileRequest, _file_pb2.RemoveFileResponse]  # type: ignore[assignment]
     Move: _aio.UnaryUnaryMultiCallable[_file_pb2.MoveFileRequest, _file_pb2.MoveFileResponse]  # type: ignore[assignment]
-    """Renames atomically."""
+    """Renames atomically. Two names of one file: the source is gone afterwards."""
     MakeDir: _aio.UnaryUnaryMultiCallable[_file_pb2.MakeDirRequest, _file_pb2.MakeDirResponse]  # type: ignore[assignment]
     """Makes a directory and its parents. A directory that is there already is OK."""
     Watch: _aio.UnaryStreamMultiCallable[_file_pb2.WatchFilesRequest, _file_pb2.WatchFilesResponse]  # type: ignore[assignment]
@@ -84,7 +90,7 @@ class FileServiceAsyncStub(FileServiceStub):
 
 class FileServiceServicer(metaclass=_abc_1.ABCMeta):
     """Files of a session, below /mnt/data. Every path is absolute below /mnt/data or relative to it, at most 4096 bytes, no
-    component above 255 bytes, no NUL; a path that leaves /mnt/data, by "..", or through a symbolic link, is
+    component above 255 bytes, no NUL; a path that leaves /mnt/data through a symbolic link, or has ".." anywhere, is
     INVALID_ARGUMENT with reason PATH_OUTSIDE_DATA. Common error codes: see SessionService and ExecutionService; besides:
     NOT_FOUND FILE_NOT_FOUND, FAILED_PRECONDITION NOT_A_FILE, NOT_A_DIRECTORY or DIRECTORY_NOT_EMPTY,
     ALREADY_EXISTS FILE_EXISTS, PERMISSION_DENIED FILE_PERMISSION, RESOURCE_EXHAUSTED DISK_FULL.
@@ -96,7 +102,9 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _file_pb2.ReadFileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_file_pb2.ReadFileResponse], _abc.AsyncIterator[_file_pb2.ReadFileResponse]]:
-        """Streams a file or a range of it. The first response has info, every later one data."""
+        """Streams a file or a range of it. The first response has info, every later one data, the last one end. What is
+        appended meanwhile is not sent; a file that becomes shorter ends early.
+        """
 
     @_abc_1.abstractmethod
     def Write(
@@ -113,7 +121,8 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _file_pb2.ListFilesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_file_pb2.ListFilesResponse, _abc.Awaitable[_file_pb2.ListFilesResponse]]: ...
+    ) -> _typing.Union[_file_pb2.ListFilesResponse, _abc.Awaitable[_file_pb2.ListFilesResponse]]:
+        """By path in the order of bytes, over all pages. What comes or goes meanwhile may be in it or not."""
 
     @_abc_1.abstractmethod
     def Stat(
@@ -136,7 +145,7 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _file_pb2.MoveFileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_file_pb2.MoveFileResponse, _abc.Awaitable[_file_pb2.MoveFileResponse]]:
-        """Renames atomically."""
+        """Renames atomically. Two names of one file: the source is gone afterwards."""
 
     @_abc_1.abstractmethod
     def MakeDir(
