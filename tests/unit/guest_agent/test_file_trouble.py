@@ -7,16 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 
+from guest_agent.contained import Tree
+from guest_agent.listing import list_entries
 from sandpool.v1 import file_pb2 as pb
 
 from .conftest import Agent
 from .files import listed, read, refused, write
-from .test_hostile_code import resident
 
 MEGABYTE = 1 << 20
 # Exchanges two names as fast as it can: at any moment the path is a directory, or a link that leaves the tree.
@@ -164,30 +167,21 @@ async def test_names_that_are_no_text_are_listed_and_removed_with_their_director
     assert await listed(agent) == []
 
 
-async def test_a_hundred_thousand_entries_come_in_pages_in_little_memory(agent: Agent) -> None:
-    directory = agent.data / "many"
-    directory.mkdir()
-    for number in range(100_000):
-        os.mknod(directory / f"{number:05}")
-    await listed(agent, "many", page_size=1)  # once, so that what is loaded for it is
-    before, token, seen = resident(agent), "", 0
-    for _ in range(5):
-        request = pb.ListFilesRequest(path="many", page_size=1000, page_token=token)
-        response = await agent.files.List(request)
-        assert [info.path for info in response.files] == [f"many/{number:05}" for number in range(seen, seen + 1000)]
-        seen, token = seen + 1000, response.next_page_token
-    assert resident(agent) - before < 8 * MEGABYTE
-    await agent.files.Remove(pb.RemoveFileRequest(path="many", recursive=True))
-    assert not directory.exists()
-
-
-async def test_ten_thousand_levels_are_removed(agent: Agent) -> None:
-    parent = os.open(agent.data, os.O_RDONLY)
-    for _ in range(10_000):
-        os.mkdir("d", dir_fd=parent)
-        child = os.open("d", os.O_RDONLY, dir_fd=parent)
-        os.close(parent)
-        parent = child
-    os.close(parent)
-    await agent.files.Remove(pb.RemoveFileRequest(path="d", recursive=True))
-    assert list(agent.data.iterdir()) == []
+def test_a_page_takes_the_memory_of_a_page_however_large_the_directory(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, None)
+    peaks, made = [], 0
+    tracemalloc.start()
+    try:
+        for size in (3_000, 10_000):
+            for number in range(made, size):
+                (tmp_path / f"{number:05}").touch()
+            made = size
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            page = [entry.path for entry in list_entries(tree, (), True, b"00499", 500)]
+            peaks.append(tracemalloc.get_traced_memory()[1] - before)
+            assert page == [b"%05d" % number for number in range(500, 1000)]
+    finally:
+        tracemalloc.stop()
+        tree.close()
+    assert peaks[1] < 1.2 * peaks[0]
