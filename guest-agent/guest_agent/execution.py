@@ -30,6 +30,14 @@ class ExecutionIdTaken(Exception):
     """The id belongs to an execution with another request."""
 
 
+def _nothing() -> None:
+    """Of an execution that has not begun, or has ended."""
+
+
+def _ignore(_reason: pb.KillReason.ValueType) -> None:
+    """The same."""
+
+
 @dataclass(eq=False)
 class Execution:
     """State and output of one execution. end is set exactly once. number counts all of them."""
@@ -43,9 +51,9 @@ class Execution:
     state: pb.ExecutionState.ValueType = pb.EXECUTION_STATE_QUEUED
     end: pb.ExecutionEnded | None = None
     unattended_seconds: float | None = 60.0
-    cancel: Callable[[pb.KillReason.ValueType], None] = lambda _reason: None
+    cancel: Callable[[pb.KillReason.ValueType], None] = _ignore
     signal: Callable[[int], None] | None = None
-    resume_reading: Callable[[], None] = lambda: None
+    resume_reading: Callable[[], None] = _nothing
     stdin: InputPipe | None = None
     queued_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
@@ -67,6 +75,9 @@ class Execution:
         self.state, self.end = pb.EXECUTION_STATE_ENDED, ended
         if self._lonely:
             self._lonely.cancel()
+            self._lonely = None
+        # Whoever ran it is done with it, and they are a cycle: its output would be kept until the collector comes.
+        self.cancel, self.signal, self.resume_reading, self.stdin = _ignore, None, _nothing, None
         self.notify()
 
     async def ended(self) -> None:

@@ -123,7 +123,6 @@ class PythonLanguage:
                     self._impatient.cancel()
                     self._impatient = None
             worker.ignore_output()
-            execution.resume_reading = lambda: None
             execution.finish(ended)
         if self._worker is None:
             with contextlib.suppress(OSError, WorkerLost):  # the next cell will tell
