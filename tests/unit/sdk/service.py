@@ -52,6 +52,7 @@ class Service(execution_pb2_grpc.ExecutionServiceServicer, file_pb2_grpc.FileSer
     runs: list[str] = field(default_factory=list)
     refuse: errors.SandpoolError | None = None
     files: dict[str, bytes] = field(default_factory=dict)
+    info: file_pb2.FileInfo = field(default_factory=file_pb2.FileInfo)
     damage: bytes = b""
 
     async def Execute(self, request: pb.ExecuteRequest, context: object) -> AsyncIterator[pb.ExecutionEvent]:  # noqa: N802
@@ -102,7 +103,7 @@ class Service(execution_pb2_grpc.ExecutionServiceServicer, file_pb2_grpc.FileSer
         if request.path not in self.files:
             raise errors.NotFound("FILE_NOT_FOUND", "no such file", field="path")
         data = self.files[request.path]
-        yield file_pb2.ReadFileResponse(info=file_pb2.ReadFileInfo(file=file_pb2.FileInfo(path=request.path)))
+        yield file_pb2.ReadFileResponse(info=file_pb2.ReadFileInfo(file=self.info))
         for offset in range(0, len(data), 100_000):
             yield file_pb2.ReadFileResponse(data=data[offset : offset + 100_000])
         digest = hashlib.sha256(data + self.damage).digest()

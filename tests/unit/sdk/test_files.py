@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,35 @@ async def test_bytes_text_and_files_arrive(connected: Connected, directory: Path
     assert {name: await session.read(name) for name in expected} == expected
 
 
-async def test_an_upload_says_size_and_mode(connected: Connected, directory: Path) -> None:
+async def test_an_upload_says_size_mode_and_time(connected: Connected, directory: Path) -> None:
     local = directory / "local"
     local.write_bytes(MB)
     local.chmod(0o750)
+    os.utime(local, ns=(1, 1_234_567_890_123_456_789))
     steps: list[int] = []
     await connected.client.session().files.upload(local, "x", steps.append)
     header = connected.service.requests[0].header
     assert (header.size_bytes, header.mode, header.make_parents, sum(steps)) == (len(MB), 0o750, True, len(MB))
+    assert header.modified_at.ToNanoseconds() == 1_234_567_890_123_456_789
+    connected.service.requests.clear()
+    await connected.client.session().write("y", MB)
+    assert not connected.service.requests[0].header.HasField("modified_at")
+
+
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o755), (0o077, 0o700), (0, 0o777)])
+async def test_a_download_keeps_the_time_and_what_the_umask_leaves_of_the_mode(
+    connected: Connected, directory: Path, umask: int, expected: int
+) -> None:
+    connected.service.files["x"] = MB
+    connected.service.info.mode = 0o6777
+    connected.service.info.modified_at.FromNanoseconds(1_234_567_890_123_456_789)
+    before = os.umask(umask)
+    try:
+        await connected.client.session().download("x", directory / "local")
+    finally:
+        os.umask(before)
+    status = (directory / "local").stat()
+    assert (status.st_mode & 0o7777, status.st_mtime_ns) == (expected, 1_234_567_890_123_456_789)
 
 
 async def test_a_refusal_in_mid_upload_is_that_error(connected: Connected) -> None:
