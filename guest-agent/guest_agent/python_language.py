@@ -140,6 +140,7 @@ class PythonLanguage:
         timer = loop.call_later(cell.timeout_seconds, self._stop, cell, pb.KILL_REASON_TIMEOUT)
         _redirect(worker, cell.execution)
         worker.program.mark()
+        worker.program.signal_leader(signal.SIGCONT)  # other user code may have stopped it
         try:
             worker.send("X", _request(cell))
             ended = await _collect(worker, cell.execution)

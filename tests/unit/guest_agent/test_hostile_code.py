@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 from pathlib import Path
 
@@ -80,6 +81,12 @@ async def test_each_cell_can_be_interrupted_whatever_one_before_has_done(agent: 
     assert outcome.ended is not None
     assert (outcome.ended.killed, outcome.ended.state_lost) == (pb.KILL_REASON_TIMEOUT, False)
     assert (await agent.code("print(kept)")).stdout == b"1\n"
+
+
+async def test_a_worker_that_was_stopped_goes_on_with_the_next_cell(agent: Agent) -> None:
+    got = await agent.code("import os; print(os.getpid())")
+    os.kill(int(got.stdout), signal.SIGSTOP)
+    assert (await agent.code("print('on')", timeout=seconds(60))).stdout == b"on\n"
 
 
 async def test_an_alarm_between_two_cells_is_nobodys(agent: Agent) -> None:
