@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import AsyncExitStack
 
 import grpc
 import pytest
 
 from sandpool import AsyncClient, AsyncSession, SessionEnded, SessionLost
-from sandpool.errors import InvalidArgument, NotFound
+from sandpool.errors import InvalidArgument, NotFound, ResourceExhausted
 from sandpool.events import Ended, Gap, Started, Stdout
 from sandpool.v1 import file_pb2, file_pb2_grpc, pool_pb2
 
@@ -99,6 +100,91 @@ async def test_a_fork_bomb_ends_with_its_command(session: AsyncSession) -> None:
     assert result.ended.killed == "TIMEOUT" or result.ended.exit_code is not None
     await alive(session)
     assert int((await session.exec("ps ax | wc -l")).stdout) < 100
+
+
+async def test_a_fork_bomb_ends_with_its_cell(session: AsyncSession) -> None:
+    source = "import os\nwhile True:\n  try: os.fork()\n  except BaseException: pass"
+    result = await session.run(source, timeout=2.0)
+    assert result.ended.state_lost and result.ended.killed in ("TIMEOUT", "MEMORY")
+    await alive(session)
+    assert int((await session.exec("ls -d /proc/[0-9]* | wc -l")).stdout) < 100
+
+
+async def test_who_kills_everything_ends_no_session(session: AsyncSession) -> None:
+    await session.exec("kill -9 -1; kill -9 1; kill -9 $PPID")
+    told = await session.run("1")
+    assert told.ended.state_lost and told.ended.signal == signal.SIGKILL
+    await alive(session)
+
+
+async def test_nothing_of_the_agents_can_be_opened(session: AsyncSession) -> None:
+    result = await session.exec(
+        "for path in /dev/vport* /dev/vd? /dev/pmem? /dev/mem /run/sandpool/gate /proc/1/environ /proc/$PPID/mem; do "
+        "(exec 3<$path) 2>/dev/null && echo read $path; (exec 3>>$path) 2>/dev/null && echo write $path; done; "
+        "mkdir /run/mine /dev/mine /etc/mine /opt/sandpool/mine 2>/dev/null || echo none"
+    )
+    assert result.stdout == "none\n"
+
+
+async def test_what_a_command_leaves_is_killed_and_what_a_cell_leaves_stays_until_it_is_killed(
+    session: AsyncSession,
+) -> None:
+    daemon = "setsid setsid sleep 1000 >/dev/null 2>&1 & exit"
+    assert (await session.exec(f"{daemon} 3")).ended.exit_code == 3
+    count = "cat /proc/[0-9]*/comm 2>/dev/null | grep -c sleep"
+    assert (await session.exec(count)).stdout == "0\n"
+    await session.run(f"import subprocess; subprocess.run({daemon!r}, shell=True); kept = 1")
+    assert (await session.exec(count)).stdout == "1\n"
+    result = await session.run("while True: pass", timeout=1.0)
+    assert (result.ended.killed, result.ended.state_lost) == ("TIMEOUT", False)
+    assert ((await session.exec(count)).stdout, (await session.run("kept")).value) == ("0\n", "1")
+
+
+# All that the disk has, in a few large pieces.
+FILL = """
+import os
+size = 1 << 40
+with open("full", "wb") as file:
+    while size:
+        try: os.posix_fallocate(file.fileno(), file.tell(), size); file.seek(size, 1)
+        except OSError: size //= 2
+"""
+
+
+async def test_a_full_disk_ends_nothing_and_deleting_frees_it(session: AsyncSession) -> None:
+    await session.run(FILL)
+    assert "No space left" in (await session.exec("echo 1 > more")).stderr
+    for data in (b"x", bytes(3 * MIB)):
+        with pytest.raises(ResourceExhausted) as caught:
+            await session.files.write("more/new", data)
+        assert caught.value.reason == "DISK_FULL"
+    assert (await session.run("import os; os._exit(3)")).ended.state_lost
+    await alive(session)  # a fresh worker starts without any room
+    await session.files.remove("full")
+    await session.files.remove("more", recursive=True)
+    await session.files.write("more/new", bytes(3 * MIB))
+    assert [file.path async for file in session.files.list(recursive=True)] == ["more", "more/new"]
+
+
+async def test_full_memory_file_systems_cost_executions_at_most(session: AsyncSession) -> None:
+    await session.exec("head -c 1G /dev/zero > /dev/shm/full")
+    await session.run("1")  # it may be the one that there is no memory for
+    await session.exec("rm -f /dev/shm/full")
+    await session.run("1")
+    await alive(session)
+
+
+async def test_a_hundred_clients_of_one_session_share_one_vm(installation: Installation) -> None:
+    identifier = "hundred"
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(AsyncClient(installation.address)) for _ in range(100)]
+        sessions = [client.session("python", identifier, pin=False) for client in clients]
+        bindings = await asyncio.gather(*(session.ensure() for session in sessions))
+        await asyncio.gather(*(session.files.mkdir(f"{number}") for number, session in enumerate(sessions)))
+        assert len({(binding.vm_id, binding.epoch) for binding in bindings}) == 1
+        assert [binding.created for binding in bindings].count(True) == 1
+        assert len([file async for file in sessions[0].files.list()]) == 100
+        await sessions[0].stop()
 
 
 @pytest.mark.parametrize("path", ["../etc/passwd", "/etc/passwd", "link/passwd", "a\0b", "x/" * 2500])
