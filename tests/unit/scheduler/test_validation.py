@@ -154,13 +154,13 @@ def test_the_messages_of_a_write() -> None:
     assert refusal(file_validation.check_data, file_pb2.WriteFileRequest(data=bytes((1 << 20) + 1)))[1] == "data"
 
 
-@pytest.mark.parametrize("path", ["a", ".", "/mnt/data", "/mnt/data/", "/mnt//./data/a", "a/../b", "x" * 255, "..."])
+@pytest.mark.parametrize("path", ["a", ".", "/mnt/data", "/mnt/data/", "/mnt//./data/a", "x" * 255, "..."])
 def test_a_path_below_data(path: str) -> None:
     file_validation.check_path("path", path)
 
 
 @pytest.mark.parametrize(
-    "path", ["..", "a/../..", "/", "/mnt", "/mnt/data/..", "/mnt/database", "/etc/passwd", "/mnt/../mnt/data"]
+    "path", ["..", "a/../..", "a/../b", "/", "/mnt", "/mnt/data/..", "/mnt/database", "/etc/passwd", "/mnt/../mnt/data"]
 )
 def test_a_path_that_leaves_data(path: str) -> None:
     assert refusal(lambda text: file_validation.check_path("path", text), path) == ("PATH_OUTSIDE_DATA", "path")
