@@ -13,6 +13,8 @@ STDOUT, STDERR = 1, 2
 # Small writes of one source are one item as long as nobody has had it: an item costs far more than its bytes.
 MERGED_BYTES = 16 << 10
 ITEM_BYTES = 512
+# What the two pipes of a program hold (pump.py): when a cell ends it is taken without asking.
+PIPES_BYTES = 512 << 10
 # Representations of displayed values that one execution may show: what has been dropped of each is remembered.
 MAX_RESULTS = 4096
 # Where a gap ends behind which nothing comes any more.
@@ -120,8 +122,8 @@ class OutputLog:
         if not self.readers:
             return True
         fastest = max(reader.cost for reader in self.readers)
-        # An eighth is kept for what a pipe still holds when its program ends: it is taken without asking.
-        return self._dropped_cost + self.size_bytes - fastest < self.capacity * 7 // 8
+        kept_free = min(PIPES_BYTES, self.capacity // 2)
+        return self._dropped_cost + self.size_bytes - fastest < self.capacity - kept_free
 
     def write(self, source: int, data: bytes) -> None:
         """Add output; beyond the limit it is discarded, with one marker."""

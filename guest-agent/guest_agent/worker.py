@@ -270,8 +270,8 @@ def _say(error: BaseException) -> str:
         return f"<no text: {type(worse).__name__}>"
 
 
-def preimport() -> None:
-    """Import the popular libraries and run once through what a first cell would run."""
+def preimport(worker: Worker) -> None:
+    """Import the popular libraries and run once through what a first cell would run, and a first interrupt."""
     for name in POPULAR:
         try:
             __import__(name)
@@ -280,6 +280,8 @@ def preimport() -> None:
     pandas = sys.modules.get("pandas")
     if pandas is not None:
         pandas.DataFrame({"a": [1.0], "b": ["x"]}).describe()._repr_html_()
+    # The first traceback takes a while, emulated as long as an interrupted cell is given.
+    worker.shell.run_cell("raise KeyboardInterrupt", store_history=False)
 
 
 def main() -> None:
@@ -292,7 +294,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, worker.interrupt)
     signal.signal(SEED_SIGNAL, lambda *_: worker.seed_in_cell())
     if "--preimport" in sys.argv:
-        preimport()
+        preimport(worker)
     sys.path.insert(0, worker.home)  # for the session's own modules, now that the worker has found its own
 
     gc.collect()
