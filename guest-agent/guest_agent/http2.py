@@ -30,7 +30,10 @@ class AgentProtocol(H2Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say how large a frame may be."""
         super().connection_made(transport)
-        self.connection._connection.update_settings({SettingCodes.MAX_FRAME_SIZE: MAX_FRAME_BYTES})
+        connection = self.connection._connection
+        connection.update_settings({SettingCodes.MAX_FRAME_SIZE: MAX_FRAME_BYTES})
+        # At once, where h2 would wait to hear that the peer knows: grpc may use what it knows before it says so.
+        connection.incoming_buffer.max_frame_size = connection.max_inbound_frame_size = MAX_FRAME_BYTES
         self.connection.flush()
 
 

@@ -52,17 +52,6 @@ async def test_beyond_its_limit_a_program_is_held_back_by_nobody(agent: Agent) -
     assert [(gap.reason, gap.begin) for gap in rest.gaps] == [(pb.GAP_REASON_OUTPUT_LIMIT, 4 * MEGABYTE)]
 
 
-async def test_small_writes_to_both_streams_reach_a_reader_whole(agent: Agent) -> None:
-    source = "import os\nfor _ in range(30_000): os.write(1, b'o'); os.write(2, b'e')"
-    call = aiter(agent.executions.Execute(pb.ExecuteRequest(execution_id="a", code=pb.Code(source=source))))
-    await anext(call)
-    position = -1
-    while position != (position := await produced(agent, "a")):  # until the stalled reader holds it back, or it ends
-        await agent.shell("sleep 0.1")
-    rest = await gather(call)
-    assert (rest.stdout, rest.stderr, rest.gaps) == (b"o" * 30_000, b"e" * 30_000, [])
-
-
 async def produced(agent: Agent, execution_id: str) -> int:
     return (await agent.executions.Get(pb.GetExecutionRequest(execution_id=execution_id))).execution.position
 
