@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from node_agent.drivers.process import VmProcess, recorded_pid
+from node_agent.drivers.process import VmProcess, recorded_pid, unrecorded_pids
 from node_agent.drivers.qemu import frozen as bundles
 from node_agent.drivers.qemu import migration, process
 from node_agent.drivers.qemu.command import Launch, Role, arguments
@@ -108,13 +108,12 @@ class QemuVmm:
         """By pid and start time; a VM that was never resumed, or hibernates, has no address and is killed."""
         await _kill_writer(directory)
         pid = recorded_pid(directory)
-        if pid is None:
-            return None
-        with suppress(ProcessLookupError):
-            running = VmProcess(pid, process.address_of(directory))
-            if (directory / GUEST_ADDRESS_FILE).exists():
-                return running
-            await running.destroy()
+        for found in unrecorded_pids(directory) if pid is None else [pid]:
+            with suppress(ProcessLookupError):
+                running = VmProcess(found, process.address_of(directory))
+                if (directory / GUEST_ADDRESS_FILE).exists():
+                    return running
+                await running.destroy()
         return None
 
 
