@@ -17,7 +17,16 @@ from node_agent.drivers.qemu.command import Launch, Role, arguments
 from node_agent.drivers.qemu.frozen import FROZEN_FILE, Frozen
 from node_agent.drivers.qemu.probe import Probe, host_cpu, version
 from node_agent.drivers.qemu.qmp import QmpError
-from node_agent.vmm import GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec, RunningVm
+from node_agent.vmm import (
+    BUILDING,
+    GUEST_ADDRESS_FILE,
+    Acceleration,
+    CloneFailed,
+    GuestAddress,
+    Image,
+    MachineSpec,
+    RunningVm,
+)
 
 # It takes a tenth of a second; a QEMU that does not get on is not waited for.
 RESUME_SECONDS = 60.0
@@ -54,7 +63,7 @@ class QemuVmm:
         quiesce: Callable[[GuestAddress], Awaitable[None]],
     ) -> None:
         """Boot, quiesce, freeze."""
-        vm = directory / "vm"
+        vm = directory / BUILDING
         with _translated("template", vm):
             vm.mkdir()
             await _copy(image.scratch, vm / "scratch")
