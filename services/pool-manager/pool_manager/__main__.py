@@ -27,6 +27,7 @@ from pool_manager.store import Store
 from sandpool.pool.v1 import pool_pb2_grpc as internal
 from sandpool.v1 import node_pb2_grpc, pool_pb2_grpc, session_pb2_grpc
 from service_kit import boot, config, log, pages, server, telemetry
+from service_kit.errors import Unavailable
 from service_kit.metrics import reading
 
 
@@ -42,7 +43,9 @@ async def main_async(settings: Config, stopping: asyncio.Event) -> None:
     """Serve until told to stop."""
     store = SqliteStore(settings.store)
     key = _key(settings.key)
-    offset = await store.clock_offset(boot.boot_id(), time.time() - boot.boot_seconds())
+    offset = time.time() - boot.boot_seconds()
+    with suppress(Unavailable):  # a disk that is full at the first start after a boot, when every deadline is new
+        offset = await store.clock_offset(boot.boot_id(), offset)
     fleet, acquirer, expiry = compose(store, Clock(offset, boot.boot_seconds, time.time))
     readiness = Readiness(fleet)
     fleet.begin(await store.load())

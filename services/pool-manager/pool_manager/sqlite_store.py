@@ -51,6 +51,7 @@ class SqliteStore:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._writable: bool | None = None
+        self._why = ""
         self._tell: Callable[[bool, str], None] = lambda _writable, _detail: None
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -77,7 +78,7 @@ class SqliteStore:
             outcomes, why = self._commit(group)
             metrics.count_commit(time.perf_counter() - begun, len(group), not why)
             if self._writable is not (not why):
-                self._writable = not why
+                self._writable, self._why = not why, why
                 self._loop.call_soon_threadsafe(self._tell, not why, why)
             self._loop.call_soon_threadsafe(_settle, outcomes)
 
@@ -125,6 +126,8 @@ class SqliteStore:
     def on_writable(self, tell: Callable[[bool, str], None]) -> None:
         """Before the first write: who is told when it can or cannot."""
         self._tell = tell
+        if self._writable is not None:
+            tell(self._writable, self._why)
 
     async def check(self) -> None:
         """A write that changes nothing."""
