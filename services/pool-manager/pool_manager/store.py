@@ -115,7 +115,7 @@ class Store(Protocol):
         """How the last session of that name ended, if not before since."""
 
     def on_writable(self, tell: Callable[[bool, str], None]) -> None:
-        """Call tell on this loop when it is known whether the store can write, and why not, and whenever that changes."""
+        """Call tell on this loop once it is known whether the store can write, or why not, and when that changes."""
 
     async def check(self) -> None:
         """A write that changes nothing."""
