@@ -12,7 +12,14 @@ from pool_manager.model import ASSIGNED, MAX_WAITING, SEALED, WARM, Pool, Vm
 from pool_manager.pool_spec import check_identifier, check_name
 from pool_manager.store import KEEP_ENDED_SECONDS, Conflict, EndedRow, SessionRow
 from sandpool.v1 import session_pb2
-from service_kit.errors import FailedPrecondition, NotFound, ResourceExhausted, SandpoolError, Unavailable
+from service_kit.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    SandpoolError,
+    Unavailable,
+)
 
 # Of a caller without a deadline.
 WAIT_SECONDS = 30.0
@@ -56,6 +63,8 @@ class Acquirer:
         """
         pool = self.pool(ref.pool)
         identifier = check_identifier(ref.identifier)
+        if ref.allocation not in session_pb2.Allocation.values():
+            raise InvalidArgument("INVALID_FIELD", "there is no such value", field="session.allocation")
         while (vm := pool.sessions.get(identifier)) is not None and vm.state not in (ASSIGNED, SEALED):
             await vm.gone.wait()
         epoch = vm.session.epoch if vm is not None and vm.session is not None else None
@@ -113,8 +122,7 @@ class Acquirer:
                 raise _nothing_in_time(pool)
 
     def _begin(self, pool: Pool, identifier: str) -> _Allocation:
-        if pool.row.deleting:
-            raise FailedPrecondition("POOL_DELETING", "the pool is being deleted", field="session.pool")
+        _check_open(pool)
         if len(pool.sessions) + pool.allocating >= pool.spec.max_sessions:
             raise ResourceExhausted(
                 "MAX_SESSIONS",
@@ -141,6 +149,7 @@ class Acquirer:
         """Until it is done or nobody waits for it any more."""
         waited = False
         while True:
+            _check_open(pool)
             vm = pool.take()
             if vm is None:
                 waited = True
@@ -148,6 +157,7 @@ class Acquirer:
             if vm.state != WARM or not vm.confirmed:
                 continue
             vm.become(ASSIGNED)  # nobody else takes it while the commit is under way
+            pool.beginning += 1
             # A task of its own: a commit is never given up half-way, and a session without a user expires.
             binding = await asyncio.shield(self._fleet.own(self._assign(pool, vm, identifier)))
             if binding is not None:
@@ -186,6 +196,8 @@ class Acquirer:
                 raise
             other = pool.sessions.get(identifier)  # made by an allocation whose callers had left
             return Binding(other, other.session, False, None) if other is not None and other.session else None
+        finally:
+            pool.beginning -= 1
         vm.session = replace(row, epoch=epoch)
         pool.sessions[identifier] = vm
         self._fleet.on_assigned(vm)
@@ -218,6 +230,11 @@ def _outcome(binding: Binding) -> str:
     if not binding.created:
         return "found"
     return "waited" if binding.waited else "warm"
+
+
+def _check_open(pool: Pool) -> None:
+    if pool.closing:
+        raise FailedPrecondition("POOL_DELETING", "the pool is being deleted", field="session.pool")
 
 
 def _nothing_in_time(pool: Pool) -> ResourceExhausted:

@@ -10,11 +10,12 @@ from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
-from pool_manager import metrics
-from pool_manager.model import DESTROYED, PROVISIONING, WARM, Pool, Vm
+from pool_manager import happened, metrics
+from pool_manager.model import DESTROYED, PROVISIONING, WARM, Condition, Pool, Vm
 from pool_manager.node_link import NodeLink
-from pool_manager.store import Everything, NodeRow, PoolRow, Store
+from pool_manager.store import EventRow, Everything, NodeRow, PoolRow, Store
 from sandpool.node.v1 import node_pb2 as node
+from sandpool.v1 import pool_pb2
 from sandpool.v1 import session_pb2 as end
 from service_kit.errors import SandpoolError, Unavailable
 
@@ -60,6 +61,12 @@ class Fleet:
             self.on_assigned(vm)
         for node_row in everything.nodes:
             self._link(node_row)
+        for pool in [pool for pool in self.pools.values() if pool.row.deleting]:
+            self.on_room(pool)  # it may be empty already
+
+    def tell(self, event: EventRow) -> None:
+        """Record what happened and changed no row; in the order of the calls."""
+        self.own(self.store.record(event))
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
@@ -70,7 +77,7 @@ class Fleet:
         if known is not None and (known.agent_address, known.tunnel_address) == (row.agent_address, row.tunnel_address):
             return
         row = NodeRow(row.node_id, row.agent_address, row.tunnel_address, known.boot_id if known else "")
-        await self.store.save_node(row)
+        await self.store.save_node(row, happened.node_registered(row, time.time()))
         if link is not None:
             self._watches[row.node_id].cancel()
             await asyncio.wait([self._watches[row.node_id]])
@@ -99,7 +106,9 @@ class Fleet:
                 self.own(link.destroy(vm_id, end.END_REASON_ORPHANED))
         if link.row.boot_id != snapshot.boot_id:
             link.row = NodeRow(link.row.node_id, link.row.agent_address, link.row.tunnel_address, snapshot.boot_id)
-            await self.store.save_node(link.row)
+            events = [happened.node_rebooted(link.row.node_id, time.time())] if rebooted else []
+            await self.store.save_node(link.row, *events)
+        self.tell(happened.node_ready(link.row.node_id, len(there), time.time()))
         asyncio.get_running_loop().call_soon(self.kick_all)
 
     async def on_vm(self, link: NodeLink, change: node.Vm) -> None:
@@ -111,7 +120,7 @@ class Fleet:
             if change.end_reason != end.END_REASON_UNSPECIFIED:
                 vm.end_reason = change.end_reason
             vm.ended.set()
-            await self.ended(vm, change.end_reason or end.END_REASON_VM_LOST)
+            await self.ended(vm, change.end_reason or end.END_REASON_VM_LOST, change.detail)
         elif change.state == node.VM_STATE_READY:
             await self.ready(vm)
 
@@ -119,9 +128,10 @@ class Fleet:
         """It takes VMs from now on."""
         self.on_nodes()
 
-    def on_unreachable(self, link: NodeLink) -> None:
+    def on_unreachable(self, link: NodeLink, reason: str) -> None:
         """Its warm VMs cannot be assigned now."""
         self.on_nodes()
+        self.tell(happened.node_unreachable(link.row.node_id, reason, time.time()))
         for vm in [vm for vm in self.vms.values() if vm.row.node_id == link.row.node_id]:
             vm.confirmed = False
             pool = self.pools[vm.row.pool]
@@ -139,7 +149,7 @@ class Fleet:
         """Its node says that it is unique and proven: keep it warm. Idempotent."""
         if vm.state == PROVISIONING:
             vm.become(WARM)
-            await self.store.set_warm(vm.row.vm_id)
+            await self.store.set_warm(vm.row.vm_id, time.time())
         if vm.state == WARM and not vm.confirmed:
             vm.confirmed = True
             self.on_warm(vm)
@@ -148,7 +158,7 @@ class Fleet:
 
     async def destroy(self, vm: Vm, reason: Reason) -> None:
         """End a VM whatever goes on in it; returns when that is durable. Raises SandpoolError."""
-        self.pools[vm.row.pool].withdraw(vm)
+        self._withdraw(vm)
         link = self.links.get(vm.row.node_id)
         if link is None:
             raise Unavailable("NODE_UNREACHABLE", f"node {vm.row.node_id} is not known")
@@ -166,7 +176,8 @@ class Fleet:
 
     def destroy_soon(self, vm: Vm, reason: Reason) -> None:
         """As destroy, by a task of ours; a node that cannot be reached will be asked after its next snapshot."""
-        self.pools[vm.row.pool].withdraw(vm)
+        self._withdraw(vm)
+        vm.unwanted = True
         self.own(self._destroy_quietly(vm, reason))
 
     async def _destroy_quietly(self, vm: Vm, reason: Reason) -> None:
@@ -174,21 +185,26 @@ class Fleet:
             await self.destroy(vm, reason)
         except SandpoolError as error:
             log.warning("destroy_failed", vm_id=vm.row.vm_id, error=str(error))
-            vm.confirmed = False  # the next snapshot decides
+            vm.confirmed = vm.unwanted = False  # the next snapshot decides
 
-    async def ended(self, vm: Vm, reason: Reason) -> None:
+    def _withdraw(self, vm: Vm) -> None:
+        pool = self.pools.get(vm.row.pool)
+        if pool is not None:  # else it is gone with its last VM, which was this one
+            pool.withdraw(vm)
+
+    async def ended(self, vm: Vm, reason: Reason, detail: str = "") -> None:
         """A VM is confirmed to be gone, and so is its session: durably, then in memory. Idempotent."""
         if vm.state != DESTROYED:
             was = vm.state
             vm.become(DESTROYED)
             vm.end_reason = reason
-            self.own(self._end(vm, was))  # goes on if our caller leaves
+            self.own(self._end(vm, was, detail))  # goes on if our caller leaves
         await vm.gone.wait()
 
-    async def _end(self, vm: Vm, was: str) -> None:
+    async def _end(self, vm: Vm, was: str, detail: str) -> None:
         while True:
             try:
-                await self.store.end_vm(vm.row.vm_id, vm.end_reason, time.time())
+                await self.store.end_vm(vm.row.vm_id, vm.end_reason, time.time(), detail)
                 break
             except Unavailable as error:  # a full disk: it has to be told to the store some day
                 log.error("store_unavailable", error=str(error))
@@ -209,9 +225,9 @@ class Fleet:
 
     # -- pools -----------------------------------------------------------------------------------------------------
 
-    async def save_pool(self, row: PoolRow) -> Pool:
-        """Insert or change, durably."""
-        await self.store.save_pool(row)
+    async def save_pool(self, row: PoolRow, was: PoolRow | None, event: EventRow) -> Pool:
+        """Insert (was: None) or change, durably. Raises Conflict: it is another one by now."""
+        await self.store.save_pool(row, was, event)
         pool = self.pools.get(row.name)
         if pool is None:
             pool = self.pools[row.name] = Pool(row)
@@ -224,8 +240,26 @@ class Fleet:
         """The end of a deleted pool."""
         if pool.row.deleting and not pool.vms and not pool.starting and self.pools.get(pool.row.name) is pool:
             del self.pools[pool.row.name]
-            await self.store.remove_pool(pool.row.name)
+            await self.store.remove_pool(pool.row.name, happened.pool_removed(pool.row.name, time.time()))
             log.info("pool_removed", pool=pool.row.name)
+
+    def set_condition(
+        self, pool: Pool, kind: pool_pb2.PoolConditionType.ValueType, reason: str, message: str = ""
+    ) -> None:
+        """Something is true of a pool from now on, or true still."""
+        old = pool.conditions.get(kind)
+        if old is not None and old.reason == reason:
+            old.message = message
+            return
+        pool.conditions[kind] = Condition(reason, message, time.time())
+        self.tell(happened.condition(True, pool.row.name, kind, reason, message, time.time()))
+
+    def clear_condition(self, pool: Pool, kind: pool_pb2.PoolConditionType.ValueType, reason: str = "") -> None:
+        """It is true no more; with a reason, only if it was for that one. Idempotent."""
+        old = pool.conditions.get(kind)
+        if old is not None and reason in ("", old.reason):
+            del pool.conditions[kind]
+            self.tell(happened.condition(False, pool.row.name, kind, old.reason, "", time.time()))
 
     def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run work as a task that close() ends."""

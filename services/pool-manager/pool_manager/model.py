@@ -39,6 +39,8 @@ class Vm:
     confirmed: bool = False
     # A task of this process waits for its CreateVm.
     creating: bool = False
+    # A task of this process destroys it.
+    unwanted: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -72,6 +74,10 @@ class Pool:
         self.provisioning: set[Vm] = set()
         self.waiting: deque[asyncio.Future[Vm]] = deque()
         self.allocating = 0
+        # Sessions whose assignment is being committed.
+        self.beginning = 0
+        # Being deleted, or about to be: the row says so a moment later.
+        self.closing = row.deleting
         # Creations that have no row yet.
         self.starting = 0
         self.failures = 0
@@ -84,7 +90,9 @@ class Pool:
             self.stale.update(self.warm)
             self.warm.clear()
             self.provisioning.clear()
+            self.failures, self.not_before = 0, 0.0  # the new one may be better
         self.row, self.spec = row, pool_pb2.PoolSpec.FromString(row.spec)
+        self.closing = row.deleting
 
     def add(self, vm: Vm) -> None:
         """A VM that is about to be created, or was found at the start."""
@@ -133,15 +141,26 @@ class Pool:
 
     def shortage(self) -> int:
         """Creations to begin now, so that ready_target VMs are warm beyond those that callers wait for."""
-        if self.row.deleting:
-            return 0
-        free_places = self.spec.max_sessions - len(self.sessions)
-        wanted = min(self.spec.ready_target + self.is_waiting(), free_places)
+        wanted = min(self.spec.ready_target + self.is_waiting(), self._free_places())
         return max(0, wanted - len(self.warm) - self.coming())
+
+    def _free_places(self) -> int:
+        """Sessions that may still begin."""
+        if self.closing:
+            return 0
+        return max(0, self.spec.max_sessions - len(self.sessions) - self.beginning)
+
+    def is_full(self) -> bool:
+        """Whether max_sessions is reached."""
+        return len(self.sessions) >= self.spec.max_sessions
+
+    def in_use(self) -> list[Vm]:
+        """VMs of sessions, those that begin just now included."""
+        return [vm for vm in self.vms.values() if vm.state in (ASSIGNED, SEALED)]
 
     def surplus(self) -> list[Vm]:
         """Warm VMs to destroy: beyond the target, and one of an older generation for each that is ready of this one."""
-        target = 0 if self.row.deleting else self.spec.ready_target
+        target = min(self.spec.ready_target, self._free_places())
         extra = list(self.warm)[target:] if len(self.warm) > target else []
         return extra + list(self.stale)[max(0, target - len(self.warm)) :]
 
