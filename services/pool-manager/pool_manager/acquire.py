@@ -123,7 +123,7 @@ class Acquirer:
 
     def _begin(self, pool: Pool, identifier: str) -> _Allocation:
         _check_open(pool)
-        if len(pool.sessions) + pool.allocating >= pool.spec.max_sessions:
+        if len(pool.sessions) + pool.beginning + len(pool.allocating) >= pool.spec.max_sessions:
             raise ResourceExhausted(
                 "MAX_SESSIONS",
                 f"the pool has its {pool.spec.max_sessions} sessions",
@@ -136,10 +136,10 @@ class Acquirer:
         key = (pool.row.name, identifier)
         task = self._fleet.own(self._allocate(pool, identifier))
         allocation = self._allocations[key] = _Allocation(task)
-        pool.allocating += 1
+        pool.allocating.add(identifier)
 
         def done(_: object) -> None:
-            pool.allocating -= 1
+            pool.allocating.discard(identifier)
             del self._allocations[key]
 
         task.add_done_callback(done)
@@ -157,11 +157,13 @@ class Acquirer:
             if vm.state != WARM or not vm.confirmed:
                 continue
             vm.become(ASSIGNED)  # nobody else takes it while the commit is under way
+            pool.allocating.discard(identifier)
             pool.beginning += 1
             # A task of its own: a commit is never given up half-way, and a session without a user expires.
             binding = await asyncio.shield(self._fleet.own(self._assign(pool, vm, identifier)))
             if binding is not None:
                 return replace(binding, waited=waited)
+            pool.allocating.add(identifier)
 
     async def _wait(self, pool: Pool) -> Vm:
         waiter: asyncio.Future[Vm] = asyncio.get_running_loop().create_future()

@@ -149,8 +149,12 @@ class Fleet:
         """Its node says that it is unique and proven: keep it warm. Idempotent."""
         if vm.state == PROVISIONING:
             vm.become(WARM)
-            await self.store.set_warm(vm.row.vm_id, time.time())
-        if vm.state == WARM and not vm.confirmed:
+            vm.settling = True
+            try:
+                await self.store.set_warm(vm.row.vm_id, time.time())
+            finally:
+                vm.settling = False
+        if vm.state == WARM and not vm.confirmed and not vm.settling:
             vm.confirmed = True
             self.on_warm(vm)
             self.pools[vm.row.pool].offer(vm)

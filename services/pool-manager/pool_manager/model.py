@@ -39,6 +39,8 @@ class Vm:
     confirmed: bool = False
     # A task of this process waits for its CreateVm.
     creating: bool = False
+    # Its row is not WARM yet, though it is.
+    settling: bool = False
     # A task of this process destroys it.
     unwanted: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -73,8 +75,8 @@ class Pool:
         self.stale: dict[Vm, None] = {}
         self.provisioning: set[Vm] = set()
         self.waiting: deque[asyncio.Future[Vm]] = deque()
-        self.allocating = 0
-        # Sessions whose assignment is being committed.
+        # Identifiers of sessions to come that have no VM yet; and how many have one, which is being committed.
+        self.allocating: set[str] = set()
         self.beginning = 0
         # Being deleted, or about to be: the row says so a moment later.
         self.closing = row.deleting

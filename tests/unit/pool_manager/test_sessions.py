@@ -157,3 +157,16 @@ async def test_a_session_ends_at_its_lifetime_whatever_it_does(control: Control)
     await control.create(ready_target=1, max_lifetime={"seconds": 1})
     await control.ensure()
     assert (await control.happened("SESSION_ENDED")).reason == "MAX_LIFETIME"
+
+
+async def test_every_place_of_a_pool_can_be_had_at_once(control: Control) -> None:
+    """None is counted twice while it is taken."""
+    await control.create(ready_target=40, max_sessions=40)
+    names = iter(range(40))
+
+    async def one_after_another() -> None:
+        for name in names:
+            assert (await control.ensure(f"s{name}")).binding.created
+
+    await asyncio.gather(*(one_after_another() for _ in range(8)))
+    await control.until(lambda pool: (pool.counts.assigned, pool.counts.warm) == (40, 0))
