@@ -15,6 +15,7 @@ def pool(source: Pool) -> pool_pb2.Pool:
     message.state = pool_pb2.POOL_STATE_DELETING if row.deleting else pool_pb2.POOL_STATE_ACTIVE
     message.counts.provisioning = source.count(PROVISIONING) + source.starting
     message.counts.warm, message.counts.assigned = len(source.warm) + len(source.stale), source.count(ASSIGNED)
+    message.counts.outdated = len(source.stale)
     message.counts.sealed, message.counts.waiting = source.count(SEALED), source.is_waiting()
     for kind, condition in sorted(source.conditions.items()):
         added = message.conditions.add(type=kind, reason=condition.reason, message=condition.message)

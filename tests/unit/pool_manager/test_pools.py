@@ -121,10 +121,11 @@ async def test_an_old_vm_serves_as_long_as_there_is_no_new_one(control: Control)
     assert (event.reason, event.detail) == ("TEMPLATE_BUILD_FAILED", "NOT_PROGRESSING: pip has failed")
     pool = await control.get()
     assert [condition.reason for condition in pool.conditions] == ["TEMPLATE_BUILD_FAILED"]
-    assert counts(pool) == (2, 0) and (await control.ensure()).binding.created
+    assert counts(pool) == (2, 0) and pool.counts.outdated == 2
+    assert (await control.ensure()).binding.created
     control.node.refuse_template = None
     await control.update("resources.vcpus", resources=vcpus(3))
-    await control.until(lambda pool: counts(pool) == (2, 1) and not pool.conditions)
+    await control.until(lambda pool: counts(pool) == (2, 1) and not pool.conditions and not pool.counts.outdated)
     assert (await control.happened("POOL_CONDITION_ENDED")).reason == "TEMPLATE_BUILD_FAILED"
 
 

@@ -300,12 +300,15 @@ class PoolCounts(_message.Message):
     ASSIGNED_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    OUTDATED_FIELD_NUMBER: _builtins.int
     provisioning: _builtins.int
     warm: _builtins.int
     assigned: _builtins.int
     sealed: _builtins.int
     waiting: _builtins.int
     """Callers in the fair queue for a VM."""
+    outdated: _builtins.int
+    """Of the warm ones: those of an older generation, which go as new ones become ready."""
     def __init__(
         self,
         *,
@@ -314,10 +317,11 @@ class PoolCounts(_message.Message):
         assigned: _builtins.int = ...,
         sealed: _builtins.int = ...,
         waiting: _builtins.int = ...,
+        outdated: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "provisioning", b"provisioning", "sealed", b"sealed", "waiting", b"waiting", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "outdated", b"outdated", "provisioning", b"provisioning", "sealed", b"sealed", "waiting", b"waiting", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
