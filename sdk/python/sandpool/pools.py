@@ -68,8 +68,8 @@ class Pools:
     async def until_ready(self, name: str, report: Callable[[pb.Pool], None] = lambda _: None) -> pb.Pool:
         """Wait until ready_target VMs of its latest settings are warm, or as many as max_sessions leaves room for.
 
-        report gets the pool again and again. Bound it by asyncio.timeout: a pool may never get there, and its conditions
-        say why.
+        report gets the pool again and again. Bound it by asyncio.timeout: a pool may never get there, and its
+        conditions say why.
         """
         while True:
             pool = await self.get(name)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,11 @@ def sandpool(address: str, *arguments: str | Path) -> subprocess.CompletedProces
     environment = {**os.environ, "SANDPOOL_ADDRESS": address}
     command = [*SANDPOOL, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, env=environment, check=False, timeout=60)
+
+
+def objects(done: subprocess.CompletedProcess[bytes]) -> list[dict[str, Any]]:
+    """Of --json: every line is one."""
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +46,7 @@ def sandpool(address: str, *arguments: str | Path) -> subprocess.CompletedProces
         (["run"], 2),
         (["run", "-c", "1", "--timeout", "soon"], 2),
         (["cp", "here", "there"], 2),
-        (["pool", "show", "nowhere"], 66),
+        (["pool", "get", "nowhere"], 66),
         (["ls", "nobody"], 66),
         (["ls", "/a"], 2),
         (["--address", "127.0.0.1:1", "ls"], 69),
@@ -65,7 +71,8 @@ def test_state_is_kept_by_session(address: str, tmp_path: Path) -> None:
     assert sandpool(address, "run", "-c", "x", "--session", "state").stdout == b"5\n"
     assert sandpool(address, "run", "-c", "x", "--session", "other").returncode == 1
     assert sandpool(address, "stop", "state").stdout == b"stopped\n"
-    assert sandpool(address, "--json", "stop", "python/state").stdout == b'{"stopped": false}\n'
+    again = objects(sandpool(address, "--json", "stop", "python/state"))
+    assert again == [{"pool": "python", "session": "state", "stopped": False}]
 
 
 def test_results_in_json_and_as_files(address: str, tmp_path: Path) -> None:
@@ -74,9 +81,9 @@ def test_results_in_json_and_as_files(address: str, tmp_path: Path) -> None:
         "from IPython.display import display\ndisplay(Picture())\n{'a': 1}"
     )
     done = sandpool(address, "run", "--json", "-c", source)
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [events[0]["event"], events[-1]["event"], events[-1]["exit_code"]] == ["started", "ended", 0]
-    pictures = [base64.b64decode(event["data_base64"]) for event in events if event.get("mime_type") == "image/png"]
+    events = objects(done)
+    assert [events[0]["event"], events[-1]["event"], events[-1]["exitCode"]] == ["started", "ended", 0]
+    pictures = [base64.b64decode(event["dataBase64"]) for event in events if event.get("mimeType") == "image/png"]
     assert pictures == [PNG]
     done = sandpool(address, "run", "--save-results", tmp_path, "-c", source)
     assert b"{'a': 1}" in done.stdout and [path.read_bytes() for path in tmp_path.glob("*.png")] == [PNG]
@@ -86,23 +93,23 @@ def test_files_are_copied_and_listed(address: str, tmp_path: Path) -> None:
     local = tmp_path / "a.bin"
     local.write_bytes(bytes(range(256)) * 5000)
     assert sandpool(address, "cp", local, "files:d/").returncode == 0
-    listed = json.loads(sandpool(address, "ls", "files:d", "--json").stdout)
-    assert [(file["path"], file["size_bytes"]) for file in listed] == [("d/a.bin", "1280000")]
-    copied = sandpool(address, "cp", "--json", "python/files:d/a.bin", tmp_path / "b.bin")
-    assert json.loads(copied.stdout)["path"] == "d/a.bin"
+    listed = objects(sandpool(address, "ls", "files:d", "--json"))
+    assert [(file["path"], file["sizeBytes"]) for file in listed] == [("d/a.bin", "1280000")]
+    (copied,) = objects(sandpool(address, "cp", "--json", "python/files:d/a.bin", tmp_path / "b.bin"))
+    assert copied["path"] == "d/a.bin"
     assert (tmp_path / "b.bin").read_bytes() == local.read_bytes()
     assert b"d/a.bin" in sandpool(address, "ls", "-r", "files").stdout
-    assert "files" in [one["identifier"] for one in json.loads(sandpool(address, "ls", "--json").stdout)]
+    assert "files" in [one["identifier"] for one in objects(sandpool(address, "ls", "--json"))]
 
 
 def test_pools_and_nodes(address: str) -> None:
     assert sandpool(address, "pool", "create", "mine", "--ready-target", "0", "--memory", "256MiB").returncode == 0
-    updated = json.loads(sandpool(address, "pool", "update", "mine", "--cooldown", "7s", "--json").stdout)
-    assert (updated["spec"]["cooldown"], updated["spec"]["resources"]["memory_bytes"]) == ("7s", str(256 << 20))
+    (updated,) = objects(sandpool(address, "pool", "update", "mine", "--cooldown", "7s", "--json"))
+    assert (updated["spec"]["cooldown"], updated["spec"]["resources"]["memoryBytes"]) == ("7s", str(256 << 20))
     assert sandpool(address, "pool", "update", "mine").returncode == 2
     assert b"mine" in sandpool(address, "pool", "list").stdout
     assert sandpool(address, "pool", "delete", "mine").returncode == 0
-    assert json.loads(sandpool(address, "nodes", "--json").stdout)[0]["driver"] == "fake"
+    assert [node["driver"] for node in objects(sandpool(address, "nodes", "--json"))] == ["fake"]
 
 
 def start(address: str, source: str, before: str = "") -> subprocess.Popen[bytes]:
@@ -135,7 +142,7 @@ def test_a_reader_that_goes_away_ends_the_program(address: str) -> None:
 
 def test_doctor_says_what_to_do() -> None:
     done = sandpool("", "doctor", "--json")
-    findings = json.loads(done.stdout)
+    findings = objects(done)
     assert {"python", "qemu", "kvm", "image tools", "memory", "disk", "cgroups"} <= {one["name"] for one in findings}
     assert all(one["remedy"] for one in findings if one["status"] != "ok")
     assert done.returncode == any(one["status"] == "missing" for one in findings)
