@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from .cli import objects, sandpool, start
 
 PNG = base64.b64decode(
     b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-SANDPOOL = [sys.executable, "-m", "sandpool.cli"]
-
-
-def sandpool(address: str, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
-    """To its end."""
-    environment = {**os.environ, "SANDPOOL_ADDRESS": address}
-    command = [*SANDPOOL, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, env=environment, check=False, timeout=60)
-
-
-def objects(done: subprocess.CompletedProcess[bytes]) -> list[dict[str, Any]]:
-    """Of --json: every line is one."""
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -112,17 +97,16 @@ def test_pools_and_nodes(address: str) -> None:
     assert [node["driver"] for node in objects(sandpool(address, "nodes", "--json"))] == ["fake"]
 
 
-def start(address: str, source: str, before: str = "") -> subprocess.Popen[bytes]:
+def run(address: str, source: str, before: str = "") -> subprocess.Popen[bytes]:
     """Running, and past its first line of output."""
-    environment = {**os.environ, "SANDPOOL_ADDRESS": address}
-    command = [*SANDPOOL, "run", "--session", "interrupted", "-c", f"{before}\nprint('go', flush=True)\n{source}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    code = f"{before}\nprint('go', flush=True)\n{source}"
+    process = start(address, "run", "--session", "interrupted", "-c", code)
     assert process.stdout is not None and process.stdout.readline() == b"go\n"
     return process
 
 
 def test_ctrl_c_cancels_and_keeps_the_state(address: str) -> None:
-    process = start(address, "import time\ntime.sleep(1000)", before="kept = 1")
+    process = run(address, "import time\ntime.sleep(1000)", before="kept = 1")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and b"CANCELLED" in errors
@@ -131,7 +115,7 @@ def test_ctrl_c_cancels_and_keeps_the_state(address: str) -> None:
 
 
 def test_a_reader_that_goes_away_ends_the_program(address: str) -> None:
-    process = start(address, "while True: print('x' * 1000, flush=True)")
+    process = run(address, "while True: print('x' * 1000, flush=True)")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     process.wait(timeout=60)
