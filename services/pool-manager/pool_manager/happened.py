@@ -89,7 +89,7 @@ def condition(
     """A condition of a pool became true, or is not true any more."""
     happens = pb.EVENT_TYPE_POOL_CONDITION_BEGAN if begins else pb.EVENT_TYPE_POOL_CONDITION_ENDED
     name = pool_pb2.PoolConditionType.Name(kind).removeprefix("POOL_CONDITION_TYPE_")
-    text = name if name == reason else f"{name}: {message}" if message else name
+    text = "" if name == reason else f"{name}: {message}" if message else name
     return EventRow(happens, at, reason, text, pool)
 
 

@@ -146,6 +146,7 @@ class SqliteStore:
     async def check(self) -> None:
         """A write that changes nothing."""
         await self._do(lambda db: db.execute("UPDATE counters SET value = value WHERE name = 'epoch'") and None)
+
     def _settle(self, outcomes: "list[tuple[_Job, Any]]", changed: bool) -> None:
         for job, outcome in outcomes:
             if job.future.done():  # its caller has left: the change is made all the same

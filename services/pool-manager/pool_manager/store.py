@@ -165,6 +165,7 @@ class Store(Protocol):
 
     async def check(self) -> None:
         """A write that changes nothing."""
+
     async def record(self, *events: EventRow) -> None:
         """What happened and changed no row."""
 
