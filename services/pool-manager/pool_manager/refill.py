@@ -31,10 +31,6 @@ MAX_WARM_SECONDS = 3600.0
 NOT_PROGRESSING = pool_pb2.POOL_CONDITION_TYPE_NOT_PROGRESSING
 BUILDING_TEMPLATE = pool_pb2.POOL_CONDITION_TYPE_BUILDING_TEMPLATE
 AT_CAPACITY = pool_pb2.POOL_CONDITION_TYPE_AT_CAPACITY
-# Its reasons.
-MAX_SESSIONS, NO_CAPACITY = "MAX_SESSIONS", "NO_CAPACITY"
-# A reason of NOT_PROGRESSING.
-NO_NODE = "NO_NODE"
 
 
 def backoff_seconds(failures: int, jitter: float) -> float:
@@ -60,11 +56,17 @@ class Refill:
         for vm in pool.surplus():
             self._fleet.destroy_soon(vm, session_pb2.END_REASON_SUPERSEDED)
         if pool.is_full():
-            self._fleet.set_condition(pool, AT_CAPACITY, MAX_SESSIONS, f"it has its {pool.spec.max_sessions} sessions")
+            self._fleet.set_condition(
+                pool, AT_CAPACITY, "MAX_SESSIONS", f"it has its {pool.spec.max_sessions} sessions"
+            )
         else:
-            self._fleet.clear_condition(pool, AT_CAPACITY, MAX_SESSIONS)
+            self._fleet.clear_condition(pool, AT_CAPACITY, "MAX_SESSIONS")
         failing = pool.conditions.get(NOT_PROGRESSING)
-        if failing is not None and failing.reason == NO_NODE and any(link.ready for link in self._fleet.links.values()):
+        if (
+            failing is not None
+            and failing.reason == "NO_NODE"
+            and any(link.ready for link in self._fleet.links.values())
+        ):
             pool.not_before = 0.0
         wait = pool.not_before - time.monotonic()
         if wait > 0:
@@ -113,7 +115,7 @@ class Refill:
             metrics.count_creation(pool.row.name, "ready", time.monotonic() - begun)
             pool.failures = 0
             self._fleet.clear_condition(pool, NOT_PROGRESSING)
-            self._fleet.clear_condition(pool, AT_CAPACITY, NO_CAPACITY)
+            self._fleet.clear_condition(pool, AT_CAPACITY, "NO_CAPACITY")
         self.kick(pool)
 
     async def _begin(self, pool: Pool) -> tuple[Vm, NodeLink, pool_pb2.PoolSpec]:
@@ -141,14 +143,14 @@ class Refill:
         """The node with the most memory left. Raises Unavailable, ResourceExhausted."""
         ready = [link for link in self._fleet.links.values() if link.ready]
         if not ready:
-            raise Unavailable(NO_NODE, "no node is ready")
+            raise Unavailable("NO_NODE", "no node is ready")
 
         def left(link: NodeLink) -> int:
             return link.node.capacity.memory_bytes - link.node.reserved.memory_bytes
 
         best = max(ready, key=left)
         if left(best) < pool.spec.resources.memory_bytes:
-            raise ResourceExhausted(NO_CAPACITY, "no node has enough memory left")
+            raise ResourceExhausted("NO_CAPACITY", "no node has enough memory left")
         return best
 
     async def _template(self, pool: Pool, link: NodeLink, spec: pool_pb2.PoolSpec) -> str:
@@ -172,8 +174,8 @@ class Refill:
             return
         pool.failures += 1
         pool.not_before = time.monotonic() + backoff_seconds(pool.failures, random.random())
-        if error.reason in ("NODE_FULL", NO_CAPACITY):
-            self._fleet.set_condition(pool, AT_CAPACITY, NO_CAPACITY, error.message)
+        if error.reason in ("NODE_FULL", "NO_CAPACITY"):
+            self._fleet.set_condition(pool, AT_CAPACITY, "NO_CAPACITY", error.message)
         else:
             self._fleet.set_condition(pool, NOT_PROGRESSING, error.reason, error.message)
         log.warning("refill_failed", pool=pool.row.name, reason=error.reason, failures=pool.failures)
