@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from pool_manager.store import KEEP_EVENTS, KEEP_EVENTS_SECONDS, EventPage, EventQuery, EventRow
@@ -34,17 +35,18 @@ class Pruner:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._pruned_at = 0
+        self._changes = 0
 
-    def after_commit(self) -> None:
-        """Cheap, but once for every PRUNE_EVERY events; an error is the next commit's to tell."""
-        try:
-            (last,) = self._connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()
-            if last - self._pruned_at >= PRUNE_EVERY:
-                self._pruned_at = last
+    def after_commit(self, changes: int) -> None:
+        """changes: rows that the commit touched, at least as many as its events; most of the time it costs nothing.
+
+        An error is the next commit's to tell.
+        """
+        self._changes += changes
+        if self._changes >= PRUNE_EVERY:
+            self._changes -= PRUNE_EVERY  # what is more than that is for the next commits
+            with suppress(sqlite3.Error):
                 prune(self._connection)
-        except sqlite3.Error:
-            return
 
 
 def prune(db: sqlite3.Connection) -> None:

@@ -95,8 +95,9 @@ class SqliteStore:
             if self._writable is not (not why):
                 self._writable = not why
                 self._loop.call_soon_threadsafe(self._tell, not why, why)
-            self._loop.call_soon_threadsafe(self._settle, outcomes, self._connection.total_changes != before)
-            self._pruner.after_commit()
+            changes = self._connection.total_changes - before
+            self._loop.call_soon_threadsafe(self._settle, outcomes, changes > 0)
+            self._pruner.after_commit(changes)
 
     def _next_group(self) -> "list[_Job] | None":
         job = self._jobs.get()
