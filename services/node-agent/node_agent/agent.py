@@ -23,7 +23,7 @@ from node_agent.watch import Changes
 from sandpool.guest.v1.guest_pb2 import SealResponse
 from sandpool.node.v1 import node_pb2 as pb
 from sandpool.v1 import session_pb2 as end
-from service_kit import telemetry
+from service_kit import failpoint, telemetry
 from service_kit.errors import AlreadyExists, FailedPrecondition, Internal, NotFound, ResourceExhausted, Unavailable
 
 log = structlog.get_logger("agent")
@@ -117,6 +117,7 @@ class Agent:
             raise ResourceExhausted("NODE_FULL", str(error)) from error
         vm = self._vms[record.vm_id] = Vm(record)
         self._set(vm, record)
+        failpoint.reach(failpoint.Place.VM_JOURNALED)
         vm.creating = self._own(self._create(vm, found[0]))
         return vm
 
@@ -128,6 +129,7 @@ class Agent:
             async with self._clones:
                 with telemetry.stage("clone"), metrics.timed(metrics.CLONE_SECONDS):
                     vm.running = await self._vmm.clone(template, machine, self._journal.directory(record.vm_id))
+                failpoint.reach(failpoint.Place.VM_CLONED)
                 cloned = time.perf_counter()
                 self._watch_over(vm, vm.running)
                 with telemetry.stage("prepare"), metrics.timed(metrics.PREPARE_SECONDS):
@@ -176,8 +178,10 @@ class Agent:
                 if not answer.sealed:
                     remaining = answer.remaining if answer.HasField("remaining") else None
                     return pb.DestroyVmResponse(destroyed=False, remaining=remaining)
+                failpoint.reach(failpoint.Place.VM_SEALED)
                 # Recorded, so that an agent that is killed here goes on with it.
                 self._set(vm, replace(vm.record.become(pb.VM_STATE_SEALED), end_reason=reason))
+                failpoint.reach(failpoint.Place.SEAL_JOURNALED)
         await asyncio.shield(self._end(vm, reason, ""))
         return pb.DestroyVmResponse(destroyed=True)
 
@@ -212,6 +216,7 @@ class Agent:
         if vm.running is not None:
             with metrics.timed(metrics.DESTROY_SECONDS):
                 await vm.running.destroy()
+        failpoint.reach(failpoint.Place.VM_KILLED)
         vm.record = vm.record.end(reason, detail)
         await asyncio.to_thread(self._journal.bury, vm.record)
         self._ledger.release(vm.record.vm_id)

@@ -12,6 +12,7 @@ from pool_manager.model import ASSIGNED, MAX_WAITING, SEALED, WARM, Pool, Vm
 from pool_manager.pool_spec import check_identifier, check_name
 from pool_manager.store import KEEP_ENDED_SECONDS, Conflict, EndedRow, SessionRow
 from sandpool.v1 import session_pb2
+from service_kit import failpoint
 from service_kit.errors import FailedPrecondition, NotFound, ResourceExhausted, SandpoolError, Unavailable
 
 # Of a caller without a deadline.
@@ -178,8 +179,10 @@ class Acquirer:
             now + spec.max_lifetime.ToNanoseconds() / 1e9,
             spec.cooldown.ToNanoseconds() / 1e9,
         )
+        failpoint.reach(failpoint.Place.VM_CHOSEN)
         try:
             epoch, previous = await self._fleet.store.assign(row)
+            failpoint.reach(failpoint.Place.SESSION_COMMITTED)
         except (Conflict, Unavailable) as error:
             self._fleet.destroy_soon(vm, session_pb2.END_REASON_ORPHANED)  # it serves nobody from now on
             if isinstance(error, Unavailable):

@@ -16,6 +16,7 @@ from pool_manager.node_link import NodeLink
 from pool_manager.store import Everything, NodeRow, PoolRow, Store
 from sandpool.node.v1 import node_pb2 as node
 from sandpool.v1 import session_pb2 as end
+from service_kit import failpoint
 from service_kit.errors import SandpoolError, Unavailable
 
 T = TypeVar("T")
@@ -186,6 +187,7 @@ class Fleet:
         await vm.gone.wait()
 
     async def _end(self, vm: Vm, was: str) -> None:
+        failpoint.reach(failpoint.Place.VM_DESTROYED)
         while True:
             try:
                 await self.store.end_vm(vm.row.vm_id, vm.end_reason, time.time())

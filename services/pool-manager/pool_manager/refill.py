@@ -17,6 +17,7 @@ from pool_manager.node_link import NodeLink
 from pool_manager.store import VmRow
 from sandpool.node.v1 import node_pb2 as node
 from sandpool.v1 import pool_pb2, session_pb2
+from service_kit import failpoint
 from service_kit.errors import ResourceExhausted, SandpoolError, Unavailable
 
 log = structlog.get_logger("refill")
@@ -78,6 +79,7 @@ class Refill:
                 vm, link = await self._begin(pool)
             finally:
                 pool.starting -= 1
+            failpoint.reach(failpoint.Place.VM_ADDED)
             try:
                 await link.create(self._request(pool, vm))
             except SandpoolError as error:
