@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -80,7 +80,7 @@ class Agent:
             vm = self._vms[record.vm_id] = Vm(record)
             self._ledger.adopt(record.vm_id, cost(record.vcpus, record.memory_bytes, record.disk_bytes))
             vm.running = running
-            if running is not None and record.state == pb.VM_STATE_READY:
+            if running is not None and _may_go_on(record):
                 self._watch_over(vm, running)
                 log.info("vm_adopted", vm_id=record.vm_id)
             else:
@@ -180,7 +180,7 @@ class Agent:
                     return pb.DestroyVmResponse(destroyed=False, remaining=remaining)
                 failpoint.reach(failpoint.Place.VM_SEALED)
                 # Recorded, so that an agent that is killed here goes on with it.
-                self._set(vm, replace(vm.record.become(pb.VM_STATE_SEALED), end_reason=reason))
+                self._set(vm, vm.record.become(pb.VM_STATE_SEALED).ending(reason, ""))
                 failpoint.reach(failpoint.Place.SEAL_JOURNALED)
         await asyncio.shield(self._end(vm, reason, ""))
         return pb.DestroyVmResponse(destroyed=True)
@@ -213,11 +213,14 @@ class Agent:
         if vm.creating is not None and not vm.creating.done():
             vm.creating.cancel()
             await asyncio.wait([vm.creating])
+        vm.record = vm.record.ending(reason, detail)
+        with suppress(OSError):  # a full disk keeps no VM alive
+            self._journal.write(vm.record)  # so that an agent that is killed here goes on with it
         if vm.running is not None:
             with metrics.timed(metrics.DESTROY_SECONDS):
                 await vm.running.destroy()
         failpoint.reach(failpoint.Place.VM_KILLED)
-        vm.record = vm.record.end(reason, detail)
+        vm.record = vm.record.become(pb.VM_STATE_DESTROYED)
         await asyncio.to_thread(self._journal.bury, vm.record)
         self._ledger.release(vm.record.vm_id)
         del self._vms[vm.record.vm_id]
@@ -261,11 +264,16 @@ class Agent:
             log.error("task_failed", exc_info=error)
 
 
+def _may_go_on(record: VmRecord) -> bool:
+    """Whether it was ready, and its end had not begun."""
+    return record.state == pb.VM_STATE_READY and record.end_reason == end.END_REASON_UNSPECIFIED
+
+
 def _lost_while_away(record: VmRecord, running: RunningVm | None) -> tuple[end.EndReason.ValueType, str]:
     if record.boot_id != host.boot_id():
         return end.END_REASON_NODE_REBOOTED, "the host was rebooted"
-    if record.state == pb.VM_STATE_SEALED:
-        return record.end_reason, ""
+    if record.end_reason != end.END_REASON_UNSPECIFIED:
+        return record.end_reason, record.detail
     if running is None:
         return end.END_REASON_VM_LOST, "the VM ended while the node agent was away"
     return end.END_REASON_CREATE_FAILED, "the node agent ended before the VM was ready"

@@ -12,7 +12,9 @@ PASSES = "from service_kit import failpoint\nfailpoint.reach(failpoint.Place.VM_
 
 
 def run(environment: dict[str, str]) -> tuple[int, str]:
-    done = subprocess.run([sys.executable, "-c", PASSES], env=environment, stdout=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PASSES], env=environment, stdout=subprocess.PIPE, text=True, timeout=60
+    )
     return done.returncode, done.stdout
 
 

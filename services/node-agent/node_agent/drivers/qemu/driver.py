@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from node_agent.drivers.process import VmProcess, recorded_pid
+from node_agent.drivers.process import VmProcess, recorded_pid, unrecorded_pids
 from node_agent.drivers.qemu import process
 from node_agent.drivers.qemu.command import Launch, arguments
 from node_agent.drivers.qemu.probe import Probe, host_cpu, version
@@ -88,13 +88,12 @@ class QemuVmm:
     async def recover(self, directory: Path) -> VmProcess | None:
         """By pid and start time; a VM that was never resumed has no address and is killed."""
         pid = recorded_pid(directory)
-        if pid is None:
-            return None
-        with suppress(ProcessLookupError):
-            running = VmProcess(pid, process.address_of(directory))
-            if (directory / GUEST_ADDRESS_FILE).exists():
-                return running
-            await running.destroy()
+        for found in unrecorded_pids(directory) if pid is None else [pid]:
+            with suppress(ProcessLookupError):
+                running = VmProcess(found, process.address_of(directory))
+                if (directory / GUEST_ADDRESS_FILE).exists():
+                    return running
+                await running.destroy()
         return None
 
 
