@@ -1,4 +1,4 @@
-"""Every service killed at its worst moments, on real VMs: no session is lost, given twice or ended early; nothing leaks."""
+"""Every service killed at its worst moments, on real VMs: no session is lost, doubled or ended early; nothing leaks."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ async def idle_out(world: World, client: AsyncClient) -> None:
 
 async def ended_as_idle(client: AsyncClient, session: AsyncSession) -> None:
     """Until no session of the brief pool is left; this one says why."""
-    while await insist(lambda: listed(client)):
+    while await insist(lambda: listed(client)):  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     assert await reason(session) == "IDLE"
 
@@ -173,7 +173,7 @@ EVERYWHERE = set(AT) | set(IN_MID_STREAM)
 
 
 def test_every_place_is_tried() -> None:
-    assert EVERYWHERE == set(Place)
+    assert set(Place) == EVERYWHERE
 
 
 @pytest.mark.parametrize("place", AT)

@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 from google.protobuf import duration_pb2
 
-from node_agent import host, metrics
+from node_agent import metrics
 from node_agent.guest import GuestFailed, Guests
 from node_agent.journal import KEPT_GONE, Journal
 from node_agent.ledger import Ledger, NodeFull, cost
@@ -23,7 +23,7 @@ from node_agent.watch import Changes
 from sandpool.guest.v1.guest_pb2 import SealResponse
 from sandpool.node.v1 import node_pb2 as pb
 from sandpool.v1 import session_pb2 as end
-from service_kit import failpoint, telemetry
+from service_kit import boot, failpoint, telemetry
 from service_kit.errors import AlreadyExists, FailedPrecondition, Internal, NotFound, ResourceExhausted, Unavailable
 
 log = structlog.get_logger("agent")
@@ -154,7 +154,7 @@ class Agent:
     def _watch_over(self, vm: Vm, running: RunningVm) -> None:
         """End it when its process ends, and when its time is over: the node alone enforces that."""
         self._own(self._wait_for_exit(vm, running))
-        left = max(0.0, vm.record.expires_at - host.boot_seconds())
+        left = max(0.0, vm.record.expires_at - boot.boot_seconds())
         loop = asyncio.get_running_loop()
         vm.lifetime = loop.call_later(left, lambda: self._end(vm, end.END_REASON_MAX_LIFETIME, "max_lifetime is over"))
 
@@ -270,7 +270,7 @@ def _may_go_on(record: VmRecord) -> bool:
 
 
 def _lost_while_away(record: VmRecord, running: RunningVm | None) -> tuple[end.EndReason.ValueType, str]:
-    if record.boot_id != host.boot_id():
+    if record.boot_id != boot.boot_id():
         return end.END_REASON_NODE_REBOOTED, "the host was rebooted"
     if record.end_reason != end.END_REASON_UNSPECIFIED:
         return record.end_reason, record.detail

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pool_manager import metrics
 from pool_manager.acquire import Acquirer
+from pool_manager.clock import Clock
 from pool_manager.config import Config
 from pool_manager.expiry import Expiry
 from pool_manager.fleet import Fleet
@@ -23,7 +25,7 @@ from pool_manager.session_service import AssignmentService, NodeRegistryService,
 from pool_manager.sqlite_store import SqliteStore, StoreUnusable
 from sandpool.pool.v1 import pool_pb2_grpc as internal
 from sandpool.v1 import node_pb2_grpc, pool_pb2_grpc, session_pb2_grpc
-from service_kit import config, log, pages, server, telemetry
+from service_kit import boot, config, log, pages, server, telemetry
 from service_kit.metrics import reading
 
 
@@ -31,7 +33,8 @@ async def main_async(settings: Config, stopping: asyncio.Event) -> None:
     """Serve until told to stop."""
     store = SqliteStore(settings.store)
     key = _key(settings.key)
-    fleet = Fleet(store)
+    offset = await store.clock_offset(boot.boot_id(), time.time() - boot.boot_seconds())
+    fleet = Fleet(store, Clock(offset, boot.boot_seconds, time.time))
     refill, expiry, acquirer = Refill(fleet), Expiry(fleet), Acquirer(fleet)
     fleet.on_room, fleet.on_warm, fleet.on_assigned = refill.kick, expiry.warm, expiry.assigned
     readiness = Readiness(fleet)

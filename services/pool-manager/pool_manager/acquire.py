@@ -65,7 +65,7 @@ class Acquirer:
         return vm
 
     async def _refuse_epoch(self, ref: session_pb2.SessionRef) -> None:
-        ended = await self._fleet.store.ended(ref.pool, ref.identifier, time.time() - KEEP_ENDED_SECONDS)
+        ended = await self._fleet.store.ended(ref.pool, ref.identifier, self._fleet.clock.now() - KEEP_ENDED_SECONDS)
         metadata = {"epoch": str(ref.expected_epoch)}
         if ended is not None and ended.epoch == ref.expected_epoch:
             metadata["end_reason"] = session_pb2.EndReason.Name(ended.reason)  # type: ignore[arg-type]
@@ -168,7 +168,7 @@ class Acquirer:
             raise
 
     async def _assign(self, pool: Pool, vm: Vm, identifier: str) -> Binding | None:
-        now = time.time()
+        now = self._fleet.clock.now()
         spec = pool.spec
         row = SessionRow(
             pool.row.name,
@@ -183,10 +183,11 @@ class Acquirer:
         try:
             epoch, previous = await self._fleet.store.assign(row)
             failpoint.reach(failpoint.Place.SESSION_COMMITTED)
-        except (Conflict, Unavailable) as error:
+        except Unavailable:
+            self._fleet.take_back(vm)
+            raise
+        except Conflict:
             self._fleet.destroy_soon(vm, session_pb2.END_REASON_ORPHANED)  # it serves nobody from now on
-            if isinstance(error, Unavailable):
-                raise
             other = pool.sessions.get(identifier)  # made by an allocation whose callers had left
             return Binding(other, other.session, False, None) if other is not None and other.session else None
         vm.session = replace(row, epoch=epoch)

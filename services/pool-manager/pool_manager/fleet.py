@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
 from pool_manager import metrics
-from pool_manager.model import DESTROYED, PROVISIONING, WARM, Pool, Vm
+from pool_manager.clock import Clock
+from pool_manager.model import ASSIGNED, DESTROYED, PROVISIONING, WARM, Pool, Vm
 from pool_manager.node_link import NodeLink
 from pool_manager.store import Everything, NodeRow, PoolRow, Store
 from sandpool.node.v1 import node_pb2 as node
@@ -26,14 +26,15 @@ Reason: TypeAlias = end.EndReason.ValueType
 # A node that has destroyed a VM says why in its Watch, at about the same time as in its answer.
 REASON_SECONDS = 2.0
 STORE_RETRY_SECONDS = 1.0
+DESTROY_RETRY_SECONDS = 1.0
 ENDED_KEPT = 10_000
 
 
 class Fleet:
     """One owner of all of it: this event loop. Others subscribe by the callbacks."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store, self.clock = store, clock
         self.pools: dict[str, Pool] = {}
         self.vms: dict[str, Vm] = {}
         self.links: dict[str, NodeLink] = {}
@@ -87,34 +88,39 @@ class Fleet:
         """Reconcile: VMs of the store that are not there have ended, VMs there that are not in the store must go."""
         rebooted = link.row.boot_id not in ("", snapshot.boot_id)
         there = {vm.vm_id: vm for vm in snapshot.vms}
-        for vm in [vm for vm in self.vms.values() if vm.row.node_id == link.row.node_id]:
-            seen = there.get(vm.row.vm_id)
-            if seen is not None:
-                await self.on_vm(link, seen)
-            elif not vm.creating:
-                reason = end.END_REASON_NODE_REBOOTED if rebooted else end.END_REASON_VM_LOST
-                await self.ended(vm, reason)
-        for vm_id, seen in there.items():
-            if vm_id not in self.vms and seen.state != node.VM_STATE_DESTROYED:
-                log.warning("orphan_destroyed", vm_id=vm_id, node_id=link.row.node_id)
-                self.own(link.destroy(vm_id, end.END_REASON_ORPHANED))
+        missing = [
+            vm
+            for vm in self.vms.values()
+            if vm.row.node_id == link.row.node_id and vm.row.vm_id not in there and not vm.creating
+        ]
+        ends = dict.fromkeys(missing, end.END_REASON_NODE_REBOOTED if rebooted else end.END_REASON_VM_LOST)
+        for seen in snapshot.vms:
+            vm = self.vms.get(seen.vm_id)
+            if vm is not None and seen.state == node.VM_STATE_DESTROYED:
+                ends[vm] = _reason_told(vm, seen)
+            else:
+                self.on_vm(link, seen)
+        self.end(ends)
+        for vm in ends:
+            await vm.gone.wait()
         if link.row.boot_id != snapshot.boot_id:
             link.row = NodeRow(link.row.node_id, link.row.agent_address, link.row.tunnel_address, snapshot.boot_id)
             await self.store.save_node(link.row)
+        for pool in self.pools.values():
+            pool.try_again()
         asyncio.get_running_loop().call_soon(self.kick_all)
 
-    async def on_vm(self, link: NodeLink, change: node.Vm) -> None:
-        """One VM became ready or is gone."""
+    def on_vm(self, link: NodeLink, change: node.Vm) -> None:
+        """One VM became ready or is gone, or is one of which the store knows nothing: that must go."""
         vm = self.vms.get(change.vm_id)
-        if vm is None:
-            return
         if change.state == node.VM_STATE_DESTROYED:
-            if change.end_reason != end.END_REASON_UNSPECIFIED:
-                vm.end_reason = change.end_reason
-            vm.ended.set()
-            await self.ended(vm, change.end_reason or end.END_REASON_VM_LOST)
+            if vm is not None:
+                self.end({vm: _reason_told(vm, change)})
+        elif vm is None:
+            log.warning("orphan_destroyed", vm_id=change.vm_id, node_id=link.row.node_id)
+            self.own(link.destroy(change.vm_id, end.END_REASON_ORPHANED))
         elif change.state == node.VM_STATE_READY:
-            await self.ready(vm)
+            self.own(self.ready(vm))
 
     def on_ready(self, link: NodeLink) -> None:
         """It takes VMs from now on."""
@@ -139,9 +145,10 @@ class Fleet:
     async def ready(self, vm: Vm) -> None:
         """Its node says that it is unique and proven: keep it warm. Idempotent."""
         if vm.state == PROVISIONING:
+            await self._insist(lambda: self.store.set_warm(vm.row.vm_id))
+        if vm.state == PROVISIONING:  # still
             vm.become(WARM)
-            await self.store.set_warm(vm.row.vm_id)
-        if vm.state == WARM and not vm.confirmed:
+        if vm.state == WARM and not vm.confirmed and not vm.doomed:
             vm.confirmed = True
             self.on_warm(vm)
             self.pools[vm.row.pool].offer(vm)
@@ -166,44 +173,67 @@ class Fleet:
         return vm.end_reason or default
 
     def destroy_soon(self, vm: Vm, reason: Reason) -> None:
-        """As destroy, by a task of ours; a node that cannot be reached will be asked after its next snapshot."""
+        """As destroy, by a task of ours that does not give up: nobody gets this VM any more."""
         self.pools[vm.row.pool].withdraw(vm)
-        self.own(self._destroy_quietly(vm, reason))
+        if not vm.doomed:
+            vm.doomed = True
+            self.own(self._destroy_some_day(vm, reason))
 
-    async def _destroy_quietly(self, vm: Vm, reason: Reason) -> None:
-        try:
-            await self.destroy(vm, reason)
-        except SandpoolError as error:
-            log.warning("destroy_failed", vm_id=vm.row.vm_id, error=str(error))
-            vm.confirmed = False  # the next snapshot decides
+    async def _destroy_some_day(self, vm: Vm, reason: Reason) -> None:
+        while not vm.gone.is_set():
+            try:
+                await self.destroy(vm, reason)
+            except SandpoolError as error:  # its node cannot be reached, and may say meanwhile that it is gone
+                log.warning("destroy_failed", vm_id=vm.row.vm_id, error=str(error))
+                await asyncio.sleep(DESTROY_RETRY_SECONDS)
+
+    def take_back(self, vm: Vm) -> None:
+        """The store refused to assign a VM: it has served nobody."""
+        if vm.state == ASSIGNED and vm.confirmed:
+            vm.become(WARM)
+            self.pools[vm.row.pool].offer(vm)
+        else:
+            self.destroy_soon(vm, end.END_REASON_ORPHANED)
 
     async def ended(self, vm: Vm, reason: Reason) -> None:
         """A VM is confirmed to be gone, and so is its session: durably, then in memory. Idempotent."""
-        if vm.state != DESTROYED:
-            was = vm.state
-            vm.become(DESTROYED)
-            vm.end_reason = reason
-            self.own(self._end(vm, was))  # goes on if our caller leaves
+        self.end({vm: reason})
         await vm.gone.wait()
 
-    async def _end(self, vm: Vm, was: str) -> None:
+    def end(self, reasons: Mapping[Vm, Reason]) -> None:
+        """As ended, for many at once, in one transaction that nobody has to wait for."""
+        was = {vm: vm.state for vm in reasons if vm.state != DESTROYED}
+        for vm in was:
+            vm.become(DESTROYED)
+            vm.end_reason = reasons[vm]
+        if was:
+            self.own(self._end(was))
+
+    async def _end(self, was: Mapping[Vm, str]) -> None:
         failpoint.reach(failpoint.Place.VM_DESTROYED)
+        rows = {vm.row.vm_id: int(vm.end_reason) for vm in was}
+        await self._insist(lambda: self.store.end_vms(rows, self.clock.now()))
+        for vm, state in was.items():
+            metrics.count_end(vm.row.pool, vm.end_reason)
+            reason = end.EndReason.Name(vm.end_reason)
+            log.info("vm_ended", vm_id=vm.row.vm_id, pool=vm.row.pool, was=state, reason=reason)
+            self.vms.pop(vm.row.vm_id, None)
+            self.pools[vm.row.pool].remove(vm)
+            vm.gone.set()
+            self._ended[vm.row.vm_id] = vm.end_reason
+        while len(self._ended) > ENDED_KEPT:
+            self._ended.popitem(last=False)
+        self.kick_all()
+
+    @staticmethod
+    async def _insist(write: Callable[[], Awaitable[None]]) -> None:
+        """A full disk: what is true has to be told to the store some day."""
         while True:
             try:
-                await self.store.end_vm(vm.row.vm_id, vm.end_reason, time.time())
-                break
-            except Unavailable as error:  # a full disk: it has to be told to the store some day
+                return await write()
+            except Unavailable as error:
                 log.error("store_unavailable", error=str(error))
                 await asyncio.sleep(STORE_RETRY_SECONDS)
-        self.vms.pop(vm.row.vm_id, None)
-        self.pools[vm.row.pool].remove(vm)
-        vm.gone.set()
-        self._ended[vm.row.vm_id] = vm.end_reason
-        if len(self._ended) > ENDED_KEPT:
-            self._ended.popitem(last=False)
-        metrics.count_end(vm.row.pool, vm.end_reason)
-        log.info("vm_ended", vm_id=vm.row.vm_id, pool=vm.row.pool, was=was, reason=end.EndReason.Name(vm.end_reason))
-        self.kick_all()
 
     def reason_of_ended(self, vm_id: str) -> Reason:
         """Why a VM has ended that is no more; VM_LOST if that was too long ago."""
@@ -249,3 +279,11 @@ class Fleet:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         for link in self.links.values():
             await link.close()
+
+
+def _reason_told(vm: Vm, told: node.Vm) -> Reason:
+    """Why a VM has ended, as its node says."""
+    if told.end_reason != end.END_REASON_UNSPECIFIED:
+        vm.end_reason = told.end_reason
+    vm.ended.set()
+    return told.end_reason or end.END_REASON_VM_LOST

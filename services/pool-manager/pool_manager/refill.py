@@ -18,7 +18,7 @@ from pool_manager.store import VmRow
 from sandpool.node.v1 import node_pb2 as node
 from sandpool.v1 import pool_pb2, session_pb2
 from service_kit import failpoint
-from service_kit.errors import ResourceExhausted, SandpoolError, Unavailable
+from service_kit.errors import DeadlineExceeded, ResourceExhausted, SandpoolError, Unavailable
 
 log = structlog.get_logger("refill")
 
@@ -93,7 +93,7 @@ class Refill:
             self._failed(pool, error)
         else:
             metrics.count_creation(pool.row.name, "ready", time.monotonic() - begun)
-            pool.failures = 0
+            pool.try_again()
             for kind in (NOT_PROGRESSING, AT_CAPACITY):
                 pool.conditions.pop(kind, None)
         self.kick(pool)
@@ -104,7 +104,9 @@ class Refill:
         spec, generation = pool.spec, pool.row.generation
         template_id = await self._template(pool, link, spec)
         vm_id = ulid.encode(int(time.time() * 1000), os.urandom(10))
-        row = VmRow(vm_id, pool.row.name, generation, link.row.node_id, template_id, PROVISIONING, time.time())
+        row = VmRow(
+            vm_id, pool.row.name, generation, link.row.node_id, template_id, PROVISIONING, self._fleet.clock.now()
+        )
         vm = Vm(row, PROVISIONING, creating=True)
         self._fleet.vms[vm_id] = vm
         pool.add(vm)
@@ -152,14 +154,13 @@ class Refill:
 
     async def _clean_up(self, vm: Vm, error: SandpoolError) -> None:
         """What came of a CreateVm that failed: nothing if the node says so, else destroy what may be there."""
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable | DeadlineExceeded):
             self._fleet.destroy_soon(vm, session_pb2.END_REASON_CREATE_FAILED)
         else:
             await self._fleet.ended(vm, session_pb2.END_REASON_CREATE_FAILED)
 
     def _failed(self, pool: Pool, error: SandpoolError) -> None:
-        pool.failures += 1
-        pool.not_before = time.monotonic() + backoff_seconds(pool.failures, random.random())
+        pool.fail(time.monotonic(), lambda failures: backoff_seconds(failures, random.random()))
         if error.reason in ("NODE_FULL", "NO_CAPACITY"):
             _set(pool, AT_CAPACITY, "NO_CAPACITY", error.message)
         else:

@@ -1,6 +1,6 @@
 """What is kept: rows, and the one interface to whatever keeps them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,6 +81,9 @@ class Everything:
 class Store(Protocol):
     """Every method returns when its change is durable. Errors of the store itself: Unavailable."""
 
+    async def clock_offset(self, boot_id: str, offset: float) -> float:
+        """What was said first in this boot of the host: see Clock."""
+
     async def load(self) -> Everything:
         """All rows."""
 
@@ -105,8 +108,8 @@ class Store(Protocol):
         Returns the epoch and how the last session of that name ended, if that was lately. Raises Conflict.
         """
 
-    async def end_vm(self, vm_id: str, reason: int, now: float) -> None:
-        """One transaction: the VM and its session are gone, and why is kept. Idempotent."""
+    async def end_vms(self, reasons: Mapping[str, int], now: float) -> None:
+        """One transaction: these VMs and their sessions are gone, and why (by vm id) is kept. Idempotent."""
 
     async def ended(self, pool: str, identifier: str, since: float) -> EndedRow | None:
         """How the last session of that name ended, if not before since."""
