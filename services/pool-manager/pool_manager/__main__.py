@@ -23,10 +23,19 @@ from pool_manager.readiness import Readiness
 from pool_manager.refill import Refill
 from pool_manager.session_service import AssignmentService, NodeRegistryService, SessionService
 from pool_manager.sqlite_store import SqliteStore, StoreUnusable
+from pool_manager.store import Store
 from sandpool.pool.v1 import pool_pb2_grpc as internal
 from sandpool.v1 import node_pb2_grpc, pool_pb2_grpc, session_pb2_grpc
 from service_kit import boot, config, log, pages, server, telemetry
 from service_kit.metrics import reading
+
+
+def compose(store: Store, clock: Clock) -> tuple[Fleet, Acquirer, Expiry]:
+    """Everything that decides, before it has read the store."""
+    fleet = Fleet(store, clock)
+    refill, expiry = Refill(fleet), Expiry(fleet)
+    fleet.on_room, fleet.on_warm, fleet.on_assigned = refill.kick, expiry.warm, expiry.assigned
+    return fleet, Acquirer(fleet), expiry
 
 
 async def main_async(settings: Config, stopping: asyncio.Event) -> None:
@@ -34,9 +43,7 @@ async def main_async(settings: Config, stopping: asyncio.Event) -> None:
     store = SqliteStore(settings.store)
     key = _key(settings.key)
     offset = await store.clock_offset(boot.boot_id(), time.time() - boot.boot_seconds())
-    fleet = Fleet(store, Clock(offset, boot.boot_seconds, time.time))
-    refill, expiry, acquirer = Refill(fleet), Expiry(fleet), Acquirer(fleet)
-    fleet.on_room, fleet.on_warm, fleet.on_assigned = refill.kick, expiry.warm, expiry.assigned
+    fleet, acquirer, expiry = compose(store, Clock(offset, boot.boot_seconds, time.time))
     readiness = Readiness(fleet)
     fleet.begin(await store.load())
     fleet.own(expiry.run())
