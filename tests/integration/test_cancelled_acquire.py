@@ -10,7 +10,7 @@ from sqlite3 import connect
 import pytest
 
 from pool_manager.acquire import Binding
-from pool_manager.model import Pool
+from pool_manager.model import Pool, Vm
 
 from .in_process import Place, Running, open_place
 
@@ -101,3 +101,23 @@ async def test_all_who_wait_in_the_queue_of_a_node_that_is_slow() -> None:
             await asyncio.gather(*(leave_after(steps + number, call) for number, call in enumerate(calls)))
             await at_rest(pool)
             check(place, running, pool)
+
+
+async def test_in_the_very_step_in_which_the_vm_comes() -> None:
+    async with open_place() as place, place.run() as running:
+        pool = await running.make_pool("pool", 0)
+        calls: list[asyncio.Task[Binding]] = []
+        tell = running.fleet.on_warm
+
+        def leave(vm: Vm) -> None:
+            tell(vm)
+            calls[-1].cancel()
+
+        running.fleet.on_warm = leave
+        for number in range(5):
+            calls.append(asyncio.create_task(running.acquire("pool", f"{number}")))
+            with pytest.raises(asyncio.CancelledError):
+                await calls[-1]
+            await at_rest(pool)
+            check(place, running, pool)
+        assert not pool.vms and len(place.node.asked) == 5

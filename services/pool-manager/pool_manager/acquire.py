@@ -163,6 +163,7 @@ class Acquirer:
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 pool.offer(waiter.result())
+                self._fleet.on_room(pool)  # it may be one too many
             elif waiter in pool.waiting:
                 pool.waiting.remove(waiter)
             raise
