@@ -16,6 +16,7 @@ VARIABLE = "SANDPOOL_FAILPOINT"
 class Place(StrEnum):
     """All there are; each says what has just been done."""
 
+    TEMPLATE_BOOTED = "node-agent.template-booted"
     VM_JOURNALED = "node-agent.vm-journaled"
     VM_SPAWNED = "node-agent.vm-spawned"
     VM_CLONED = "node-agent.vm-cloned"

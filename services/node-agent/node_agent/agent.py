@@ -116,7 +116,13 @@ class Agent:
         except NodeFull as error:
             raise ResourceExhausted("NODE_FULL", str(error)) from error
         vm = self._vms[record.vm_id] = Vm(record)
-        self._set(vm, record)
+        try:
+            self._set(vm, record)
+        except OSError as error:  # nothing of it exists
+            del self._vms[record.vm_id]
+            self._ledger.release(record.vm_id)
+            self._journal.bury_directory(self._journal.directory(record.vm_id))
+            raise ResourceExhausted("NODE_FULL", f"the journal cannot be written: {error.strerror}") from error
         failpoint.reach(failpoint.Place.VM_JOURNALED)
         vm.creating = self._own(self._create(vm, found[0]))
         return vm
@@ -134,15 +140,14 @@ class Agent:
                 self._watch_over(vm, vm.running)
                 with telemetry.stage("prepare"), metrics.timed(metrics.PREPARE_SECONDS):
                     self._check_unique(await self._guests.prepare(record))
-        except (CloneFailed, OSError) as error:
-            self._end(vm, end.END_REASON_CREATE_FAILED, str(error))
-        except GuestFailed as error:
-            self._end(vm, end.END_REASON_PREPARE_FAILED, str(error))
-        else:
             if vm.ending is None:
                 self._set(vm, vm.record.become(pb.VM_STATE_READY))
                 milliseconds = {"clone_ms": cloned - begun, "prepare_ms": time.perf_counter() - cloned}
                 log.info("vm_ready", vm_id=record.vm_id, **{k: round(v * 1000, 1) for k, v in milliseconds.items()})
+        except (CloneFailed, OSError) as error:
+            self._end(vm, end.END_REASON_CREATE_FAILED, str(error))
+        except GuestFailed as error:
+            self._end(vm, end.END_REASON_PREPARE_FAILED, str(error))
 
     def _check_unique(self, sample: bytes) -> None:
         if sample in self._samples:
@@ -180,7 +185,8 @@ class Agent:
                     return pb.DestroyVmResponse(destroyed=False, remaining=remaining)
                 failpoint.reach(failpoint.Place.VM_SEALED)
                 # Recorded, so that an agent that is killed here goes on with it.
-                self._set(vm, vm.record.become(pb.VM_STATE_SEALED).ending(reason, ""))
+                with suppress(OSError):  # a full disk keeps no VM alive
+                    self._set(vm, vm.record.become(pb.VM_STATE_SEALED).ending(reason, ""))
                 failpoint.reach(failpoint.Place.SEAL_JOURNALED)
         await asyncio.shield(self._end(vm, reason, ""))
         return pb.DestroyVmResponse(destroyed=True)
@@ -214,7 +220,7 @@ class Agent:
             vm.creating.cancel()
             await asyncio.wait([vm.creating])
         vm.record = vm.record.ending(reason, detail)
-        with suppress(OSError):  # a full disk keeps no VM alive
+        with suppress(OSError):  # as above
             self._journal.write(vm.record)  # so that an agent that is killed here goes on with it
         if vm.running is not None:
             with metrics.timed(metrics.DESTROY_SECONDS):

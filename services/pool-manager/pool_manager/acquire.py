@@ -161,7 +161,7 @@ class Acquirer:
         try:
             return await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 pool.offer(waiter.result())
                 self._fleet.on_room(pool)  # it may be one too many
             elif waiter in pool.waiting:

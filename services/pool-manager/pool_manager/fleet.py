@@ -192,6 +192,7 @@ class Fleet:
         if vm.state == ASSIGNED and vm.confirmed:
             vm.become(WARM)
             self.pools[vm.row.pool].offer(vm)
+            self.on_room(self.pools[vm.row.pool])
         else:
             self.destroy_soon(vm, end.END_REASON_ORPHANED)
 

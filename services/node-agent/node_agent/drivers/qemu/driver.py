@@ -16,7 +16,7 @@ from node_agent.drivers.qemu import process
 from node_agent.drivers.qemu.command import Launch, arguments
 from node_agent.drivers.qemu.probe import Probe, host_cpu, version
 from node_agent.drivers.qemu.qmp import QmpError
-from node_agent.vmm import GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec
+from node_agent.vmm import BUILDING, GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec
 
 FROZEN_FILE = "image.json"
 # It takes a tenth of a second; a QEMU that does not get on is not waited for.
@@ -52,7 +52,7 @@ class QemuVmm:
         quiesce: Callable[[GuestAddress], Awaitable[None]],
     ) -> None:
         """Boot, quiesce, freeze."""
-        vm = directory / "vm"
+        vm = directory / BUILDING
         with _translated("template", vm):
             vm.mkdir()
             await _copy(image.scratch, vm / "scratch")
