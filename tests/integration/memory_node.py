@@ -13,13 +13,16 @@ from sandpool.node.v1 import node_pb2 as pb
 from sandpool.node.v1 import node_pb2_grpc
 from sandpool.v1 import node_pb2
 from service_kit import server
-from service_kit.errors import NotFound
+from service_kit.errors import NotFound, Unavailable
 
 HUGE = 1 << 60
 
 
 class MemoryNode(node_pb2_grpc.NodeAgentServiceServicer):
-    """open: while it is cleared, creations wait. vms: what exists now. asked: how often each VM was asked for."""
+    """vms: what exists now. asked: how often each VM was asked for. open: while it is cleared, creations wait.
+
+    willing: whether it destroys anything. refused: it was asked to, and did not.
+    """
 
     def __init__(self) -> None:
         self.boot_id = "first boot"
@@ -29,6 +32,8 @@ class MemoryNode(node_pb2_grpc.NodeAgentServiceServicer):
         self.asked: Counter[str] = Counter()
         self.template = ""
         self.builds = 0
+        self.willing = True
+        self.refused = asyncio.Event()
         self._changes = Changes()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -84,7 +89,10 @@ class MemoryNode(node_pb2_grpc.NodeAgentServiceServicer):
             self._set(vm_id, pb.VM_STATE_READY)
 
     async def DestroyVm(self, request: pb.DestroyVmRequest, context: Any) -> pb.DestroyVmResponse:  # noqa: N802
-        """At once."""
+        """At once, or not at all."""
+        if not self.willing:
+            self.refused.set()
+            raise Unavailable("BUSY", "not now")
         if self.vms.pop(request.vm_id, None) is not None:
             vm = pb.Vm(vm_id=request.vm_id, state=pb.VM_STATE_DESTROYED, end_reason=request.reason)
             self._changes.publish(vm)
