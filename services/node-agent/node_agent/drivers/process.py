@@ -39,7 +39,7 @@ def unrecorded_pids(directory: Path) -> list[int]:
     """Processes that work in directory, if none was ever recorded: an agent was killed between start and record()."""
     if (directory / PROCESS_FILE).exists():
         return []
-    found = []
+    found, directory = [], directory.resolve()
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # ended meanwhile, or somebody else's
             if (path / "cwd").readlink() == directory:
