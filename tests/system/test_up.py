@@ -78,6 +78,16 @@ def test_a_second_one_says_who_runs(installation: Installation) -> None:
     assert done.returncode == 1 and f"process {installation.process.pid}" in " ".join(done.stderr.split())
 
 
+def test_a_second_one_at_the_same_address_says_so_and_starts_nothing(
+    installation: Installation, state_dir: Path
+) -> None:
+    arguments = ["-m", "sandpool.cli", "up", "--state-dir", str(state_dir), "--listen", installation.address]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 1 and f"{installation.address} is taken" in said and "--listen" in said
+    assert not (state_dir / "store.db").exists()
+
+
 def test_sessions_are_there_after_a_restart_of_everything_but_their_end_is_told(tmp_path: Path) -> None:
     first = start("--driver", "fake")
     with Client(first.address) as client:

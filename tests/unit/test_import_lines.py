@@ -32,6 +32,7 @@ PURE = (
     "guest_agent/output.py",
     "node_agent/ledger.py",
     "node_agent/vm_record.py",
+    "pool_manager/clock.py",
     "pool_manager/deadlines.py",
     "pool_manager/pool_spec.py",
     "pool_manager/paging.py",

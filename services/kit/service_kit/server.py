@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -78,12 +79,25 @@ def _bind(server: grpc.aio.Server, address: str) -> str:
     if not is_local(address):
         raise ListenRefused(f"{address}: only loopback and unix sockets can be served without TLS")
     if address.startswith("unix:"):
-        Path(address.removeprefix("unix:")).unlink(missing_ok=True)  # left by a killed predecessor
+        path = address.removeprefix("unix:")
+        if _answers(path):
+            raise ListenRefused(f"{address}: another process listens there")
+        Path(path).unlink(missing_ok=True)  # left by a killed predecessor
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise ListenRefused(f"{address}: {error}") from error
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+        return True
 
 
 def say_ready(service: str, serving: Serving) -> None:

@@ -29,7 +29,7 @@ from node_agent.vmm import GUEST_ADDRESS_FILE, CloneFailed, GuestAddress, Vmm
 from sandpool.node.v1 import node_pb2_grpc
 from sandpool.pool.v1 import pool_pb2
 from sandpool.v1 import node_pb2
-from service_kit import config, log, pages, server, telemetry
+from service_kit import config, failpoint, log, pages, server, telemetry
 from service_kit.health import Health
 from service_kit.metrics import reading
 
@@ -77,6 +77,7 @@ async def _serve(settings: Config, stopping: asyncio.Event) -> None:
     agent = Agent(vmm, templates, guests, journal, ledger)
     try:
         templates.remove_unused()
+        await templates.remove_abandoned()
         await agent.recover()
         health = make_health()
         describe = partial(_describe, settings, vmm, health)
@@ -137,6 +138,7 @@ def quiesce_with(guests: Guests, journal: Journal) -> Callable[[GuestAddress], A
         directory.mkdir(mode=0o700)
         try:
             (directory / GUEST_ADDRESS_FILE).write_text(address.to_json())
+            failpoint.reach(failpoint.Place.TEMPLATE_BOOTED)
             await guests.quiesce(vm_id)
         except GuestFailed as error:
             raise CloneFailed(f"template: {error}") from error

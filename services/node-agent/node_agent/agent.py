@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
 from google.protobuf import duration_pb2
 
-from node_agent import host, metrics
+from node_agent import metrics
 from node_agent.guest import GuestFailed, Guests
 from node_agent.journal import KEPT_GONE, Journal
 from node_agent.ledger import Ledger, NodeFull, cost
@@ -23,7 +23,7 @@ from node_agent.watch import Changes
 from sandpool.guest.v1.guest_pb2 import SealResponse
 from sandpool.node.v1 import node_pb2 as pb
 from sandpool.v1 import session_pb2 as end
-from service_kit import telemetry
+from service_kit import boot, failpoint, telemetry
 from service_kit.errors import AlreadyExists, FailedPrecondition, Internal, NotFound, ResourceExhausted, Unavailable
 
 log = structlog.get_logger("agent")
@@ -80,7 +80,7 @@ class Agent:
             vm = self._vms[record.vm_id] = Vm(record)
             self._ledger.adopt(record.vm_id, cost(record.vcpus, record.memory_bytes, record.disk_bytes))
             vm.running = running
-            if running is not None and record.state == pb.VM_STATE_READY:
+            if running is not None and _may_go_on(record):
                 self._watch_over(vm, running)
                 log.info("vm_adopted", vm_id=record.vm_id)
             else:
@@ -116,7 +116,14 @@ class Agent:
         except NodeFull as error:
             raise ResourceExhausted("NODE_FULL", str(error)) from error
         vm = self._vms[record.vm_id] = Vm(record)
-        self._set(vm, record)
+        try:
+            self._set(vm, record)
+        except OSError as error:  # nothing of it exists
+            del self._vms[record.vm_id]
+            self._ledger.release(record.vm_id)
+            self._journal.bury_directory(self._journal.directory(record.vm_id))
+            raise ResourceExhausted("NODE_FULL", f"the journal cannot be written: {error.strerror}") from error
+        failpoint.reach(failpoint.Place.VM_JOURNALED)
         vm.creating = self._own(self._create(vm, found[0]))
         return vm
 
@@ -128,19 +135,19 @@ class Agent:
             async with self._clones:
                 with telemetry.stage("clone"), metrics.timed(metrics.CLONE_SECONDS):
                     vm.running = await self._vmm.clone(template, machine, self._journal.directory(record.vm_id))
+                failpoint.reach(failpoint.Place.VM_CLONED)
                 cloned = time.perf_counter()
                 self._watch_over(vm, vm.running)
                 with telemetry.stage("prepare"), metrics.timed(metrics.PREPARE_SECONDS):
                     self._check_unique(await self._guests.prepare(record))
-        except (CloneFailed, OSError) as error:
-            self._end(vm, end.END_REASON_CREATE_FAILED, str(error))
-        except GuestFailed as error:
-            self._end(vm, end.END_REASON_PREPARE_FAILED, str(error))
-        else:
             if vm.ending is None:
                 self._set(vm, vm.record.become(pb.VM_STATE_READY))
                 milliseconds = {"clone_ms": cloned - begun, "prepare_ms": time.perf_counter() - cloned}
                 log.info("vm_ready", vm_id=record.vm_id, **{k: round(v * 1000, 1) for k, v in milliseconds.items()})
+        except (CloneFailed, OSError) as error:
+            self._end(vm, end.END_REASON_CREATE_FAILED, str(error))
+        except GuestFailed as error:
+            self._end(vm, end.END_REASON_PREPARE_FAILED, str(error))
 
     def _check_unique(self, sample: bytes) -> None:
         if sample in self._samples:
@@ -152,7 +159,7 @@ class Agent:
     def _watch_over(self, vm: Vm, running: RunningVm) -> None:
         """End it when its process ends, and when its time is over: the node alone enforces that."""
         self._own(self._wait_for_exit(vm, running))
-        left = max(0.0, vm.record.expires_at - host.boot_seconds())
+        left = max(0.0, vm.record.expires_at - boot.boot_seconds())
         loop = asyncio.get_running_loop()
         vm.lifetime = loop.call_later(left, lambda: self._end(vm, end.END_REASON_MAX_LIFETIME, "max_lifetime is over"))
 
@@ -176,8 +183,11 @@ class Agent:
                 if not answer.sealed:
                     remaining = answer.remaining if answer.HasField("remaining") else None
                     return pb.DestroyVmResponse(destroyed=False, remaining=remaining)
+                failpoint.reach(failpoint.Place.VM_SEALED)
                 # Recorded, so that an agent that is killed here goes on with it.
-                self._set(vm, replace(vm.record.become(pb.VM_STATE_SEALED), end_reason=reason))
+                with suppress(OSError):  # a full disk keeps no VM alive
+                    self._set(vm, vm.record.become(pb.VM_STATE_SEALED).ending(reason, ""))
+                failpoint.reach(failpoint.Place.SEAL_JOURNALED)
         await asyncio.shield(self._end(vm, reason, ""))
         return pb.DestroyVmResponse(destroyed=True)
 
@@ -209,10 +219,14 @@ class Agent:
         if vm.creating is not None and not vm.creating.done():
             vm.creating.cancel()
             await asyncio.wait([vm.creating])
+        vm.record = vm.record.ending(reason, detail)
+        with suppress(OSError):  # as above
+            self._journal.write(vm.record)  # so that an agent that is killed here goes on with it
         if vm.running is not None:
             with metrics.timed(metrics.DESTROY_SECONDS):
                 await vm.running.destroy()
-        vm.record = vm.record.end(reason, detail)
+        failpoint.reach(failpoint.Place.VM_KILLED)
+        vm.record = vm.record.become(pb.VM_STATE_DESTROYED)
         await asyncio.to_thread(self._journal.bury, vm.record)
         self._ledger.release(vm.record.vm_id)
         del self._vms[vm.record.vm_id]
@@ -256,11 +270,16 @@ class Agent:
             log.error("task_failed", exc_info=error)
 
 
+def _may_go_on(record: VmRecord) -> bool:
+    """Whether it was ready, and its end had not begun."""
+    return record.state == pb.VM_STATE_READY and record.end_reason == end.END_REASON_UNSPECIFIED
+
+
 def _lost_while_away(record: VmRecord, running: RunningVm | None) -> tuple[end.EndReason.ValueType, str]:
-    if record.boot_id != host.boot_id():
+    if record.boot_id != boot.boot_id():
         return end.END_REASON_NODE_REBOOTED, "the host was rebooted"
-    if record.state == pb.VM_STATE_SEALED:
-        return record.end_reason, ""
+    if record.end_reason != end.END_REASON_UNSPECIFIED:
+        return record.end_reason, record.detail
     if running is None:
         return end.END_REASON_VM_LOST, "the VM ended while the node agent was away"
     return end.END_REASON_CREATE_FAILED, "the node agent ended before the VM was ready"

@@ -19,9 +19,10 @@ from sandpool.guest.v1 import guest_pb2 as pb
 from sandpool.guest.v1 import guest_pb2_grpc
 from service_kit import capability, rpc, telemetry
 
-CAPABILITY_SECONDS = 300.0
 # An emulated template boots and imports its libraries within this.
 BOOT_SECONDS = 600.0
+# A channel dials with the same permission until somebody answers.
+CAPABILITY_SECONDS = 2 * BOOT_SECONDS
 PREPARE_SECONDS = 60.0
 # A guest that does not answer a Seal within this is UNRESPONSIVE.
 SEAL_SECONDS = 10.0

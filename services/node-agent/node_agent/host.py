@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from pathlib import Path
 
 from node_agent.ledger import Amount
@@ -10,16 +9,6 @@ from node_agent.ledger import Amount
 # Left to the host itself.
 MEMORY_SHARE = 0.8
 DISK_SHARE = 0.9
-
-
-def boot_id() -> str:
-    """Changes with every boot of the host."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def boot_seconds() -> float:
-    """Since the boot, through suspends and changes of the wall clock: what lifetimes are counted with."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def capacity(state_dir: Path, cpu_overcommit: float, memory_bytes: int, disk_bytes: int) -> Amount:

@@ -39,7 +39,8 @@ class Journal:
 
     def bury(self, record: VmRecord) -> None:
         """Remember the end, then forget the rest. In this order: an id never looks as if it had not lived."""
-        (self._gone / record.vm_id).write_text(record.to_json())
+        with suppress(OSError):  # on a full disk it is remembered until the agent ends
+            (self._gone / record.vm_id).write_text(record.to_json())
         shutil.rmtree(self.directory(record.vm_id), ignore_errors=True)
 
     def bury_directory(self, directory: Path) -> None:

@@ -17,6 +17,8 @@ from service_kit.health import Health
 log = structlog.get_logger("registration")
 
 EVERY_SECONDS = 5.0
+# A pool-manager that answers with an error does so at once.
+RETRY_SECONDS = 0.5
 
 
 async def register_for_ever(pool_manager: str, request: pb.RegisterRequest, keys: Path, health: Health) -> None:
@@ -31,6 +33,7 @@ async def register_for_ever(pool_manager: str, request: pb.RegisterRequest, keys
             except grpc.aio.AioRpcError as error:
                 health.set(POOL_MANAGER, False, f"{pool_manager} answers {error.code().name}")
                 log.warning("registration_failed", code=error.code().name)
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
             health.set(POOL_MANAGER, True)
             if answer.capability_public_key != known:

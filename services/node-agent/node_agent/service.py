@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from node_agent import host
 from node_agent.agent import Agent
 from node_agent.ledger import Amount, Ledger
 from node_agent.templates import Templates
@@ -18,7 +17,7 @@ from node_agent.vmm import CloneFailed, MachineSpec
 from sandpool.node.v1 import node_pb2 as pb
 from sandpool.node.v1 import node_pb2_grpc
 from sandpool.v1 import node_pb2, pool_pb2
-from service_kit import telemetry
+from service_kit import boot, telemetry
 from service_kit.errors import Internal, InvalidArgument, Unimplemented
 
 VM_ID = re.compile(r"[0-9a-hjkmnp-tv-z]{26}")
@@ -107,7 +106,7 @@ class NodeAgentService(node_pb2_grpc.NodeAgentServiceServicer):
         node.reserved.CopyFrom(_amount(self._ledger.reserved))
         return pb.NodeSnapshot(
             node_id=node.node_id,
-            boot_id=host.boot_id(),
+            boot_id=boot.boot_id(),
             agent_instance=self._agent_instance,
             vms=[record.to_proto() for record in self._agent.records()],
             templates=self._templates.list(),
@@ -179,8 +178,8 @@ def _record(request: pb.CreateVmRequest) -> VmRecord:
         max_processes=request.resources.max_processes,
         background_is_activity=request.background_is_activity,
         max_lifetime_seconds=lifetime,
-        boot_id=host.boot_id(),
-        expires_at=host.boot_seconds() + lifetime,
+        boot_id=boot.boot_id(),
+        expires_at=boot.boot_seconds() + lifetime,
         created_at=time.time(),
     )
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import structlog
 
 from node_agent import metrics
-from node_agent.vmm import CloneFailed, GuestAddress, Image, MachineSpec, Vmm
+from node_agent.vmm import BUILDING, CloneFailed, GuestAddress, Image, MachineSpec, Vmm
 from sandpool.node.v1 import node_pb2 as pb
 from sandpool.v1 import pool_pb2
 
@@ -28,6 +28,8 @@ FORMAT = 2
 # A template that no VM was cloned from for so long is removed at the next start of an agent.
 UNUSED_SECONDS = 7 * 86_400
 COMPLETE_FILE = "template"
+# In the directory of a build: what becomes the template.
+TARGET = "template"
 # Of the whole progress: before it the image is made, after it the template boots.
 BOOT_FRACTION = 0.6
 
@@ -83,7 +85,7 @@ class Templates:
                     return found[1]
                 progress("booting the template and importing the popular libraries", BOOT_FRACTION)
                 begun = time.monotonic()
-                target = work / "template"
+                target = work / TARGET
                 target.mkdir()
                 with metrics.timed(metrics.BUILD_SECONDS):
                     await self._vmm.build(image, machine, target, self._quiesce)
@@ -101,6 +103,17 @@ class Templates:
         inputs = [FORMAT, image.image_id, self._vmm.name, await self._vmm.fingerprint(), asdict(machine)]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
+    async def remove_abandoned(self) -> None:
+        """At the start of an agent: builds of agents that were killed, and the VMs that were about to be frozen."""
+        for directory in self._root.glob(".build-*"):
+            with suppress(OSError), (directory / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                running = await self._vmm.recover(directory / TARGET / BUILDING)
+                if running is not None:
+                    await running.destroy()
+                shutil.rmtree(directory)
+                log.info("build_removed", directory=directory.name)
+
     def remove_unused(self) -> None:
         """At the start of an agent. A running clone keeps what it has mapped."""
         for directory in self._root.glob("[0-9a-f]*"):
@@ -115,14 +128,10 @@ def _read(directory: Path) -> pb.Template:
 
 
 class _work_directory:  # noqa: N801
-    """A directory that is locked while its process lives; those of dead processes are removed."""
+    """A directory that is locked while its process lives."""
 
     def __init__(self, root: Path) -> None:
         self._path = root / f".build-{os.urandom(8).hex()}"
-        for stale in root.glob(".build-*"):
-            with suppress(OSError), stale.joinpath("lock").open() as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(stale)
 
     def __enter__(self) -> Path:
         self._path.mkdir(mode=0o700)

@@ -23,7 +23,10 @@ class IllegalTransition(Exception):
 
 @dataclass(frozen=True)
 class VmRecord:
-    """Written before the VM exists. expires_at is in seconds since the boot named by boot_id."""
+    """Written before the VM exists. expires_at is in seconds since the boot named by boot_id.
+
+    end_reason is set as soon as it is decided that the VM ends; what is left of it then is destroyed.
+    """
 
     vm_id: str
     template_id: str
@@ -46,9 +49,9 @@ class VmRecord:
             raise IllegalTransition(f"{self.vm_id}: {self.state} to {state}")
         return replace(self, state=state)
 
-    def end(self, reason: session_pb2.EndReason.ValueType, detail: str) -> "VmRecord":
-        """The record of a VM whose destruction is confirmed. Raises IllegalTransition."""
-        return replace(self.become(D), end_reason=reason, detail=detail[:1024])
+    def ending(self, reason: session_pb2.EndReason.ValueType, detail: str) -> "VmRecord":
+        """The record of a VM whose end has been decided."""
+        return replace(self, end_reason=reason, detail=detail[:1024])
 
     def same_request(self, other: "VmRecord") -> bool:
         """Whether both were asked for with the same words."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 GUEST_ADDRESS_FILE = "guest.json"
+# Below its directory, build() has the VM that it freezes here; recover() ends what a killed agent has left of it.
+BUILDING = "vm"
 
 
 @dataclass(frozen=True)

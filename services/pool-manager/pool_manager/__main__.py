@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pool_manager import metrics
 from pool_manager.acquire import Acquirer
+from pool_manager.clock import Clock
 from pool_manager.config import Config
 from pool_manager.event_service import EventService
 from pool_manager.expiry import Expiry
@@ -22,19 +24,27 @@ from pool_manager.readiness import Readiness
 from pool_manager.refill import Refill
 from pool_manager.session_service import AssignmentService, NodeRegistryService, SessionService
 from pool_manager.sqlite_store import SqliteStore, StoreUnusable
+from pool_manager.store import Store
 from sandpool.pool.v1 import pool_pb2_grpc as internal
 from sandpool.v1 import event_pb2_grpc, node_pb2_grpc, pool_pb2_grpc, session_pb2_grpc
-from service_kit import config, log, pages, server, telemetry
+from service_kit import boot, config, log, pages, server, telemetry
 from service_kit.metrics import reading
+
+
+def compose(store: Store, clock: Clock) -> tuple[Fleet, Acquirer, Expiry]:
+    """Everything that decides, before it has read the store."""
+    fleet = Fleet(store, clock)
+    refill, expiry = Refill(fleet), Expiry(fleet)
+    fleet.on_room, fleet.on_warm, fleet.on_assigned = refill.kick, expiry.warm, expiry.assigned
+    return fleet, Acquirer(fleet), expiry
 
 
 async def main_async(settings: Config, stopping: asyncio.Event) -> None:
     """Serve until told to stop."""
     store = SqliteStore(settings.store)
     key = _key(settings.key)
-    fleet = Fleet(store)
-    refill, expiry, acquirer = Refill(fleet), Expiry(fleet), Acquirer(fleet)
-    fleet.on_room, fleet.on_warm, fleet.on_assigned = refill.kick, expiry.warm, expiry.assigned
+    offset = await store.clock_offset(boot.boot_id(), time.time() - boot.boot_seconds())
+    fleet, acquirer, expiry = compose(store, Clock(offset, boot.boot_seconds, time.time))
     readiness = Readiness(fleet)
     fleet.begin(await store.load())
     fleet.own(expiry.run())
@@ -50,7 +60,7 @@ async def main_async(settings: Config, stopping: asyncio.Event) -> None:
             SessionService(fleet, acquirer), grpc_server
         ),
         "sandpool.v1.EventService": lambda grpc_server: event_pb2_grpc.add_EventServiceServicer_to_server(
-            EventService(store, stopping), grpc_server
+            EventService(store, fleet.clock, stopping), grpc_server
         ),
         "sandpool.pool.v1.AssignmentService": lambda grpc_server: internal.add_AssignmentServiceServicer_to_server(
             AssignmentService(fleet, acquirer, expiry, key), grpc_server

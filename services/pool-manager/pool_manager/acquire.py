@@ -12,6 +12,7 @@ from pool_manager.model import ASSIGNED, MAX_WAITING, SEALED, WARM, Pool, Vm
 from pool_manager.pool_spec import check_identifier, check_name
 from pool_manager.store import KEEP_ENDED_SECONDS, Conflict, EndedRow, SessionRow
 from sandpool.v1 import session_pb2
+from service_kit import failpoint
 from service_kit.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -73,7 +74,7 @@ class Acquirer:
         return vm
 
     async def _refuse_epoch(self, ref: session_pb2.SessionRef) -> None:
-        ended = await self._fleet.store.ended(ref.pool, ref.identifier, time.time() - KEEP_ENDED_SECONDS)
+        ended = await self._fleet.store.ended(ref.pool, ref.identifier, self._fleet.clock.now() - KEEP_ENDED_SECONDS)
         metadata = {"epoch": str(ref.expected_epoch)}
         if ended is not None and ended.epoch == ref.expected_epoch:
             metadata["end_reason"] = session_pb2.EndReason.Name(ended.reason)  # type: ignore[arg-type]
@@ -172,14 +173,15 @@ class Acquirer:
         try:
             return await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 pool.offer(waiter.result())
+                self._fleet.on_room(pool)  # it may be one too many
             elif waiter in pool.waiting:
                 pool.waiting.remove(waiter)
             raise
 
     async def _assign(self, pool: Pool, vm: Vm, identifier: str) -> Binding | None:
-        now = time.time()
+        now = self._fleet.clock.now()
         spec = pool.spec
         row = SessionRow(
             pool.row.name,
@@ -190,12 +192,15 @@ class Acquirer:
             now + spec.max_lifetime.ToNanoseconds() / 1e9,
             spec.cooldown.ToNanoseconds() / 1e9,
         )
+        failpoint.reach(failpoint.Place.VM_CHOSEN)
         try:
             epoch, previous = await self._fleet.store.assign(row)
-        except (Conflict, Unavailable) as error:
+            failpoint.reach(failpoint.Place.SESSION_COMMITTED)
+        except Unavailable:
+            self._fleet.take_back(vm)
+            raise
+        except Conflict:
             self._fleet.destroy_soon(vm, session_pb2.END_REASON_ORPHANED)  # it serves nobody from now on
-            if isinstance(error, Unavailable):
-                raise
             other = pool.sessions.get(identifier)  # made by an allocation whose callers had left
             return Binding(other, other.session, False, None) if other is not None and other.session else None
         finally:

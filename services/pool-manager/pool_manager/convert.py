@@ -1,6 +1,7 @@
 """From rows and models to the messages of the public API. Pure."""
 
 from pool_manager.acquire import Binding
+from pool_manager.clock import Clock
 from pool_manager.model import ASSIGNED, PROVISIONING, SEALED, Pool
 from pool_manager.node_link import NodeLink
 from pool_manager.store import EventRow, SessionRow
@@ -23,24 +24,24 @@ def pool(source: Pool) -> pool_pb2.Pool:
     return message
 
 
-def session(row: SessionRow, node_id: str) -> session_pb2.Session:
+def session(row: SessionRow, node_id: str, clock: Clock) -> session_pb2.Session:
     """A live session."""
     message = session_pb2.Session(
         pool=row.pool, identifier=row.identifier, epoch=row.epoch, vm_id=row.vm_id, node_id=node_id
     )
-    message.created_at.FromNanoseconds(int(row.created_at * 1e9))
-    message.expires_at.FromNanoseconds(int(row.expires_at * 1e9))
+    message.created_at.FromNanoseconds(int(clock.shown(row.created_at) * 1e9))
+    message.expires_at.FromNanoseconds(int(clock.shown(row.expires_at) * 1e9))
     message.cooldown.FromNanoseconds(int(row.cooldown_seconds * 1e9))
     return message
 
 
-def binding(source: Binding) -> session_pb2.SessionBinding:
+def binding(source: Binding, clock: Clock) -> session_pb2.SessionBinding:
     """Which session a call runs in."""
     message = session_pb2.SessionBinding(epoch=source.session.epoch, created=source.created, vm_id=source.session.vm_id)
     if source.previous is not None:
         message.previous.epoch = source.previous.epoch
         message.previous.end_reason = source.previous.reason  # type: ignore[assignment]
-        message.previous.ended_at.FromNanoseconds(int(source.previous.ended_at * 1e9))
+        message.previous.ended_at.FromNanoseconds(int(clock.shown(source.previous.ended_at) * 1e9))
     return message
 
 
@@ -54,7 +55,7 @@ def node(link: NodeLink, vms: int) -> node_pb2.Node:
     return message
 
 
-def event(row: EventRow) -> event_pb2.Event:
+def event(row: EventRow, clock: Clock) -> event_pb2.Event:
     """Something that happened."""
     message = event_pb2.Event(
         sequence=row.sequence,
@@ -67,5 +68,5 @@ def event(row: EventRow) -> event_pb2.Event:
         vm_id=row.vm_id,
         node_id=row.node_id,
     )
-    message.at.FromNanoseconds(int(row.at * 1e9))
+    message.at.FromNanoseconds(int(clock.shown(row.at) * 1e9))
     return message

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from pool_manager import convert
+from pool_manager.clock import Clock
 from pool_manager.paging import DEFAULT_SIZE, MAX_SIZE
 from pool_manager.store import EventQuery, Store
 from sandpool.v1 import event_pb2 as pb
@@ -24,8 +25,8 @@ MAX_WATCHERS = 100
 class EventService(event_pb2_grpc.EventServiceServicer):
     """Reads only. Every Watch ends when stopping is set."""
 
-    def __init__(self, store: Store, stopping: asyncio.Event) -> None:
-        self._store, self._stopping = store, stopping
+    def __init__(self, store: Store, clock: Clock, stopping: asyncio.Event) -> None:
+        self._store, self._clock, self._stopping = store, clock, stopping
         self._watchers = 0
 
     async def List(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:  # noqa: N802
@@ -41,7 +42,7 @@ class EventService(event_pb2_grpc.EventServiceServicer):
         page = await self._store.events(query)
         shown = page.events[:size]
         more = str(shown[-1].sequence) if len(page.events) > size else ""
-        events = [convert.event(row) for row in shown]
+        events = [convert.event(row, self._clock) for row in shown]
         return pb.ListEventsResponse(events=events, next_page_token=more, first_sequence=page.first)
 
     async def Watch(  # noqa: N802
@@ -63,7 +64,7 @@ class EventService(event_pb2_grpc.EventServiceServicer):
                 full = len(page.events) == WATCH_BATCH
                 last = page.events[-1].sequence if full else max(page.last, query.after)
                 if page.events or first_response:
-                    events = [convert.event(row) for row in page.events]
+                    events = [convert.event(row, self._clock) for row in page.events]
                     yield pb.WatchEventsResponse(events=events, last_sequence=last, first_sequence=page.first)
                     first_response = False
                 query = _query(request.filter, WATCH_BATCH, last)

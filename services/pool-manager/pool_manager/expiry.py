@@ -35,15 +35,15 @@ class Expiry:
 
     def warm(self, vm: Vm) -> None:
         """A VM became warm."""
-        self._set(vm, STALE, max(0.0, vm.row.created_at + MAX_WARM_SECONDS - time.time()))
+        self._set(vm, STALE, max(0.0, vm.row.created_at + MAX_WARM_SECONDS - self._fleet.clock.now()))
 
     def assigned(self, vm: Vm) -> None:
         """A session began, or was found at the start: how long it has been idle only its node can say."""
         assert vm.session is not None
         self._deadlines.discard((vm.row.vm_id, STALE))
-        age = time.time() - vm.session.created_at
+        age = self._fleet.clock.now() - vm.session.created_at
         self._set(vm, IDLE, max(0.0, vm.session.cooldown_seconds - max(0.0, age)))
-        self._set(vm, LIFETIME, max(0.0, vm.session.expires_at - time.time()))
+        self._set(vm, LIFETIME, max(0.0, vm.session.expires_at - self._fleet.clock.now()))
 
     def _set(self, vm: Vm, kind: str, seconds: float) -> None:
         due = time.monotonic() + seconds
@@ -78,7 +78,7 @@ class Expiry:
                 elif kind == LIFETIME and vm.state == ASSIGNED:
                     await self._fleet.destroy(vm, end.END_REASON_MAX_LIFETIME)
                 elif kind == STALE and vm.state == WARM and self._fleet.pools[vm.row.pool].withdraw(vm):
-                    await self._fleet.destroy(vm, end.END_REASON_SUPERSEDED)
+                    self._fleet.destroy_soon(vm, end.END_REASON_SUPERSEDED)
             except SandpoolError as error:
                 log.warning("expiry_failed", vm_id=vm.row.vm_id, kind=kind, error=str(error))
                 self._set(vm, kind, RETRY_SECONDS)

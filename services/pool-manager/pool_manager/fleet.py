@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
 from pool_manager import happened, metrics
-from pool_manager.model import DESTROYED, PROVISIONING, WARM, Condition, Pool, Vm
+from pool_manager.clock import Clock
+from pool_manager.model import ASSIGNED, DESTROYED, PROVISIONING, WARM, Condition, Pool, Vm
 from pool_manager.node_link import NodeLink
 from pool_manager.store import EventRow, Everything, NodeRow, PoolRow, Store
 from sandpool.node.v1 import node_pb2 as node
 from sandpool.v1 import pool_pb2
 from sandpool.v1 import session_pb2 as end
+from service_kit import failpoint
 from service_kit.errors import SandpoolError, Unavailable
 
 T = TypeVar("T")
@@ -26,14 +27,15 @@ Reason: TypeAlias = end.EndReason.ValueType
 # A node that has destroyed a VM says why in its Watch, at about the same time as in its answer.
 REASON_SECONDS = 2.0
 STORE_RETRY_SECONDS = 1.0
+DESTROY_RETRY_SECONDS = 1.0
 ENDED_KEPT = 10_000
 
 
 class Fleet:
     """One owner of all of it: this event loop. Others subscribe by the callbacks."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store, self.clock = store, clock
         self.pools: dict[str, Pool] = {}
         self.vms: dict[str, Vm] = {}
         self.links: dict[str, NodeLink] = {}
@@ -77,7 +79,7 @@ class Fleet:
         if known is not None and (known.agent_address, known.tunnel_address) == (row.agent_address, row.tunnel_address):
             return
         row = NodeRow(row.node_id, row.agent_address, row.tunnel_address, known.boot_id if known else "")
-        await self.store.save_node(row, happened.node_registered(row, time.time()))
+        await self.store.save_node(row, happened.node_registered(row, self.clock.now()))
         if link is not None:
             self._watches[row.node_id].cancel()
             await asyncio.wait([self._watches[row.node_id]])
@@ -93,36 +95,41 @@ class Fleet:
         """Reconcile: VMs of the store that are not there have ended, VMs there that are not in the store must go."""
         rebooted = link.row.boot_id not in ("", snapshot.boot_id)
         there = {vm.vm_id: vm for vm in snapshot.vms}
-        for vm in [vm for vm in self.vms.values() if vm.row.node_id == link.row.node_id]:
-            seen = there.get(vm.row.vm_id)
-            if seen is not None:
-                await self.on_vm(link, seen)
-            elif not vm.creating:
-                reason = end.END_REASON_NODE_REBOOTED if rebooted else end.END_REASON_VM_LOST
-                await self.ended(vm, reason)
-        for vm_id, seen in there.items():
-            if vm_id not in self.vms and seen.state != node.VM_STATE_DESTROYED:
-                log.warning("orphan_destroyed", vm_id=vm_id, node_id=link.row.node_id)
-                self.own(link.destroy(vm_id, end.END_REASON_ORPHANED))
+        missing = [
+            vm
+            for vm in self.vms.values()
+            if vm.row.node_id == link.row.node_id and vm.row.vm_id not in there and not vm.creating
+        ]
+        ends = dict.fromkeys(missing, end.END_REASON_NODE_REBOOTED if rebooted else end.END_REASON_VM_LOST)
+        for seen in snapshot.vms:
+            vm = self.vms.get(seen.vm_id)
+            if vm is not None and seen.state == node.VM_STATE_DESTROYED:
+                ends[vm] = _reason_told(vm, seen)
+            else:
+                self.on_vm(link, seen)
+        self.end(ends)
+        for vm in ends:
+            await vm.gone.wait()
         if link.row.boot_id != snapshot.boot_id:
             link.row = NodeRow(link.row.node_id, link.row.agent_address, link.row.tunnel_address, snapshot.boot_id)
-            events = [happened.node_rebooted(link.row.node_id, time.time())] if rebooted else []
+            events = [happened.node_rebooted(link.row.node_id, self.clock.now())] if rebooted else []
             await self.store.save_node(link.row, *events)
-        self.tell(happened.node_ready(link.row.node_id, len(there), time.time()))
+        for pool in self.pools.values():
+            pool.try_again()
+        self.tell(happened.node_ready(link.row.node_id, len(there), self.clock.now()))
         asyncio.get_running_loop().call_soon(self.kick_all)
 
-    async def on_vm(self, link: NodeLink, change: node.Vm) -> None:
-        """One VM became ready or is gone."""
+    def on_vm(self, link: NodeLink, change: node.Vm) -> None:
+        """One VM became ready or is gone, or is one of which the store knows nothing: that must go."""
         vm = self.vms.get(change.vm_id)
-        if vm is None:
-            return
         if change.state == node.VM_STATE_DESTROYED:
-            if change.end_reason != end.END_REASON_UNSPECIFIED:
-                vm.end_reason = change.end_reason
-            vm.ended.set()
-            await self.ended(vm, change.end_reason or end.END_REASON_VM_LOST, change.detail)
+            if vm is not None:
+                self.end({vm: _reason_told(vm, change)})
+        elif vm is None:
+            log.warning("orphan_destroyed", vm_id=change.vm_id, node_id=link.row.node_id)
+            self.own(link.destroy(change.vm_id, end.END_REASON_ORPHANED))
         elif change.state == node.VM_STATE_READY:
-            await self.ready(vm)
+            self.own(self.ready(vm))
 
     def on_ready(self, link: NodeLink) -> None:
         """It takes VMs from now on."""
@@ -131,7 +138,7 @@ class Fleet:
     def on_unreachable(self, link: NodeLink, reason: str) -> None:
         """Its warm VMs cannot be assigned now."""
         self.on_nodes()
-        self.tell(happened.node_unreachable(link.row.node_id, reason, time.time()))
+        self.tell(happened.node_unreachable(link.row.node_id, reason, self.clock.now()))
         for vm in [vm for vm in self.vms.values() if vm.row.node_id == link.row.node_id]:
             vm.confirmed = False
             pool = self.pools[vm.row.pool]
@@ -148,13 +155,10 @@ class Fleet:
     async def ready(self, vm: Vm) -> None:
         """Its node says that it is unique and proven: keep it warm. Idempotent."""
         if vm.state == PROVISIONING:
+            await self._insist(lambda: self.store.set_warm(vm.row.vm_id, self.clock.now()))
+        if vm.state == PROVISIONING:  # still
             vm.become(WARM)
-            vm.settling = True
-            try:
-                await self.store.set_warm(vm.row.vm_id, time.time())
-            finally:
-                vm.settling = False
-        if vm.state == WARM and not vm.confirmed and not vm.settling:
+        if vm.state == WARM and not vm.confirmed and not vm.doomed:
             vm.confirmed = True
             self.on_warm(vm)
             self.pools[vm.row.pool].offer(vm)
@@ -179,17 +183,28 @@ class Fleet:
         return vm.end_reason or default
 
     def destroy_soon(self, vm: Vm, reason: Reason) -> None:
-        """As destroy, by a task of ours; a node that cannot be reached will be asked after its next snapshot."""
+        """As destroy, by a task of ours that does not give up: nobody gets this VM any more."""
         self._withdraw(vm)
-        vm.unwanted = True
-        self.own(self._destroy_quietly(vm, reason))
+        if not vm.doomed:
+            vm.doomed = True
+            self.own(self._destroy_some_day(vm, reason))
 
-    async def _destroy_quietly(self, vm: Vm, reason: Reason) -> None:
-        try:
-            await self.destroy(vm, reason)
-        except SandpoolError as error:
-            log.warning("destroy_failed", vm_id=vm.row.vm_id, error=str(error))
-            vm.confirmed = vm.unwanted = False  # the next snapshot decides
+    async def _destroy_some_day(self, vm: Vm, reason: Reason) -> None:
+        while not vm.gone.is_set():
+            try:
+                await self.destroy(vm, reason)
+            except SandpoolError as error:  # its node cannot be reached, and may say meanwhile that it is gone
+                log.warning("destroy_failed", vm_id=vm.row.vm_id, error=str(error))
+                await asyncio.sleep(DESTROY_RETRY_SECONDS)
+
+    def take_back(self, vm: Vm) -> None:
+        """The store refused to assign a VM: it has served nobody."""
+        if vm.state == ASSIGNED and vm.confirmed and not vm.doomed:
+            vm.become(WARM)
+            self.pools[vm.row.pool].offer(vm)
+            self.on_room(self.pools[vm.row.pool])
+        else:
+            self.destroy_soon(vm, end.END_REASON_ORPHANED)
 
     def _withdraw(self, vm: Vm) -> None:
         pool = self.pools.get(vm.row.pool)
@@ -199,29 +214,44 @@ class Fleet:
     async def ended(self, vm: Vm, reason: Reason, detail: str = "") -> None:
         """A VM is confirmed to be gone, and so is its session: durably, then in memory. Idempotent."""
         if vm.state != DESTROYED:
-            was = vm.state
-            vm.become(DESTROYED)
-            vm.end_reason = reason
-            self.own(self._end(vm, was, detail))  # goes on if our caller leaves
+            vm.end_detail = detail
+        self.end({vm: reason})
         await vm.gone.wait()
 
-    async def _end(self, vm: Vm, was: str, detail: str) -> None:
+    def end(self, reasons: Mapping[Vm, Reason]) -> None:
+        """As ended, for many at once, in one transaction that nobody has to wait for."""
+        was = {vm: vm.state for vm in reasons if vm.state != DESTROYED}
+        for vm in was:
+            vm.become(DESTROYED)
+            vm.end_reason = reasons[vm]
+        if was:
+            self.own(self._end(was))
+
+    async def _end(self, was: Mapping[Vm, str]) -> None:
+        failpoint.reach(failpoint.Place.VM_DESTROYED)
+        rows = {vm.row.vm_id: (int(vm.end_reason), vm.end_detail) for vm in was}
+        await self._insist(lambda: self.store.end_vms(rows, self.clock.now()))
+        for vm, state in was.items():
+            metrics.count_end(vm.row.pool, vm.end_reason)
+            reason = end.EndReason.Name(vm.end_reason)
+            log.info("vm_ended", vm_id=vm.row.vm_id, pool=vm.row.pool, was=state, reason=reason)
+            self.vms.pop(vm.row.vm_id, None)
+            self.pools[vm.row.pool].remove(vm)
+            vm.gone.set()
+            self._ended[vm.row.vm_id] = vm.end_reason
+        while len(self._ended) > ENDED_KEPT:
+            self._ended.popitem(last=False)
+        self.kick_all()
+
+    @staticmethod
+    async def _insist(write: Callable[[], Awaitable[None]]) -> None:
+        """A full disk: what is true has to be told to the store some day."""
         while True:
             try:
-                await self.store.end_vm(vm.row.vm_id, vm.end_reason, time.time(), detail)
-                break
-            except Unavailable as error:  # a full disk: it has to be told to the store some day
+                return await write()
+            except Unavailable as error:
                 log.error("store_unavailable", error=str(error))
                 await asyncio.sleep(STORE_RETRY_SECONDS)
-        self.vms.pop(vm.row.vm_id, None)
-        self.pools[vm.row.pool].remove(vm)
-        vm.gone.set()
-        self._ended[vm.row.vm_id] = vm.end_reason
-        if len(self._ended) > ENDED_KEPT:
-            self._ended.popitem(last=False)
-        metrics.count_end(vm.row.pool, vm.end_reason)
-        log.info("vm_ended", vm_id=vm.row.vm_id, pool=vm.row.pool, was=was, reason=end.EndReason.Name(vm.end_reason))
-        self.kick_all()
 
     def reason_of_ended(self, vm_id: str) -> Reason:
         """Why a VM has ended that is no more; VM_LOST if that was too long ago."""
@@ -244,7 +274,7 @@ class Fleet:
         """The end of a deleted pool."""
         if pool.row.deleting and not pool.vms and not pool.starting and self.pools.get(pool.row.name) is pool:
             del self.pools[pool.row.name]
-            await self.store.remove_pool(pool.row.name, happened.pool_removed(pool.row.name, time.time()))
+            await self.store.remove_pool(pool.row.name, happened.pool_removed(pool.row.name, self.clock.now()))
             log.info("pool_removed", pool=pool.row.name)
 
     def set_condition(
@@ -255,15 +285,15 @@ class Fleet:
         if old is not None and old.reason == reason:
             old.message = message
             return
-        pool.conditions[kind] = Condition(reason, message, time.time())
-        self.tell(happened.condition(True, pool.row.name, kind, reason, message, time.time()))
+        pool.conditions[kind] = Condition(reason, message, self.clock.now())
+        self.tell(happened.condition(True, pool.row.name, kind, reason, message, self.clock.now()))
 
     def clear_condition(self, pool: Pool, kind: pool_pb2.PoolConditionType.ValueType, reason: str = "") -> None:
         """It is true no more; with a reason, only if it was for that one. Idempotent."""
         old = pool.conditions.get(kind)
         if old is not None and reason in ("", old.reason):
             del pool.conditions[kind]
-            self.tell(happened.condition(False, pool.row.name, kind, old.reason, "", time.time()))
+            self.tell(happened.condition(False, pool.row.name, kind, old.reason, "", self.clock.now()))
 
     def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run work as a task that close() ends."""
@@ -285,3 +315,12 @@ class Fleet:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         for link in self.links.values():
             await link.close()
+
+
+def _reason_told(vm: Vm, told: node.Vm) -> Reason:
+    """Why a VM has ended, as its node says."""
+    if told.end_reason != end.END_REASON_UNSPECIFIED:
+        vm.end_reason = told.end_reason
+    vm.end_detail = told.detail
+    vm.ended.set()
+    return told.end_reason or end.END_REASON_VM_LOST

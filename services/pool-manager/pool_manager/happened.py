@@ -61,9 +61,9 @@ def session_ended(end: End, pool: str, vm_id: str, node_id: str, session: str, e
     )
 
 
-def pool_created(row: PoolRow) -> EventRow:
+def pool_created(name: str, at: float) -> EventRow:
     """By its first row."""
-    return EventRow(pb.EVENT_TYPE_POOL_CREATED, row.created_at, "REQUESTED", pool=row.name)
+    return EventRow(pb.EVENT_TYPE_POOL_CREATED, at, "REQUESTED", pool=name)
 
 
 def pool_updated(was: PoolRow, row: PoolRow, paths: list[str], at: float) -> EventRow:

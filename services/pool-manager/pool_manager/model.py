@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pool_manager.store import PoolRow, SessionRow, VmRow
@@ -13,7 +14,7 @@ PROVISIONING, WARM, ASSIGNED, SEALED, DESTROYED = "PROVISIONING", "WARM", "ASSIG
 TRANSITIONS = {
     PROVISIONING: {WARM, DESTROYED},
     WARM: {ASSIGNED, DESTROYED},
-    ASSIGNED: {SEALED, DESTROYED},
+    ASSIGNED: {WARM, SEALED, DESTROYED},  # WARM again: the store did not take the assignment
     SEALED: {ASSIGNED, DESTROYED},
     DESTROYED: set(),
 }
@@ -35,14 +36,14 @@ class Vm:
     state: str
     session: SessionRow | None = None
     end_reason: session_pb2.EndReason.ValueType = session_pb2.END_REASON_UNSPECIFIED
+    # For humans: what its node said of its end.
+    end_detail: str = ""
     # Its node has said in a snapshot or a change, to this process, that it is ready.
     confirmed: bool = False
+    # It is to be destroyed, whatever it was: nobody gets it.
+    doomed: bool = False
     # A task of this process waits for its CreateVm.
     creating: bool = False
-    # Its row is not WARM yet, though it is.
-    settling: bool = False
-    # A task of this process destroys it.
-    unwanted: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -92,7 +93,7 @@ class Pool:
             self.stale.update(self.warm)
             self.warm.clear()
             self.provisioning.clear()
-            self.failures, self.not_before = 0, 0.0  # the new one may be better
+            self.try_again()  # the new one may be better
         self.row, self.spec = row, pool_pb2.PoolSpec.FromString(row.spec)
         self.closing = row.deleting
 
@@ -136,6 +137,16 @@ class Pool:
     def count(self, state: str) -> int:
         """VMs in a state."""
         return sum(1 for vm in self.vms.values() if vm.state == state)
+
+    def fail(self, now: float, pause: Callable[[int], float]) -> None:
+        """A creation failed: pause after it. Those that had begun before the pause are one failure together."""
+        if now >= self.not_before:
+            self.failures += 1
+            self.not_before = now + pause(self.failures)
+
+    def try_again(self) -> None:
+        """What failures have taught is out of date."""
+        self.failures, self.not_before = 0, 0.0
 
     def coming(self) -> int:
         """VMs of this generation that are being created."""

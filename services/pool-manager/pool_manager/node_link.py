@@ -25,6 +25,8 @@ RETRY_SECONDS = 0.2
 CREATE_SECONDS = 120.0
 DESTROY_SECONDS = 30.0
 TEMPLATE_SECONDS = 1800.0
+# Answers to a CreateVm after which the template may not be there any more, or not all of it.
+TEMPLATE_DOUBTED = ("TEMPLATE_NOT_FOUND", "CREATE_FAILED")
 
 
 class Listener(Protocol):
@@ -33,7 +35,7 @@ class Listener(Protocol):
     async def on_snapshot(self, link: NodeLink, snapshot: pb.NodeSnapshot) -> None:
         """All that is true there now."""
 
-    async def on_vm(self, link: NodeLink, vm: pb.Vm) -> None:
+    def on_vm(self, link: NodeLink, vm: pb.Vm) -> None:
         """One VM changed."""
 
     def on_ready(self, link: NodeLink) -> None:
@@ -107,7 +109,7 @@ class NodeLink:
             self._listener.on_ready(self)
             log.info("node_ready", node_id=self.row.node_id, vms=len(change.snapshot.vms))
         elif kind == "vm":
-            await self._listener.on_vm(self, change.vm)
+            self._listener.on_vm(self, change.vm)
         else:
             self.node.reserved.CopyFrom(change.heartbeat.reserved)
 
@@ -139,7 +141,16 @@ class NodeLink:
         try:
             await self._stub.CreateVm(request, timeout=CREATE_SECONDS, metadata=telemetry.outgoing())
         except grpc.aio.AioRpcError as error:
-            raise errors.from_rpc_error(error) from error
+            mapped = errors.from_rpc_error(error)
+            if mapped.reason in TEMPLATE_DOUBTED:
+                self._forget_template(request.template_id)
+            raise mapped from error
+
+    def _forget_template(self, template_id: str) -> None:
+        """Have it looked for, and if it is gone built, before the next VM."""
+        for key, task in list(self._templates.items()):
+            if task.done() and not task.cancelled() and task.exception() is None and task.result() == template_id:
+                del self._templates[key]
 
     async def destroy(
         self, vm_id: str, reason: session_pb2.EndReason.ValueType, only_if_idle_for: duration_pb2.Duration | None = None

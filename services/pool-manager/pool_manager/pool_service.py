@@ -32,7 +32,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         if pool is None:
             row = PoolRow(name, spec.SerializeToString(deterministic=True), 1, False, time.time())
             try:
-                pool = await self._fleet.save_pool(row, None, happened.pool_created(row))
+                pool = await self._fleet.save_pool(row, None, happened.pool_created(name, self._fleet.clock.now()))
             except Conflict:  # made by another call at the same time
                 pool = self._acquirer.pool(name, "name")
         if pool.closing:
@@ -64,7 +64,9 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         row = replace(was, spec=serialized, generation=was.generation + new_generation)
         if row != was:
             try:
-                pool = await self._fleet.save_pool(row, was, happened.pool_updated(was, row, paths, time.time()))
+                pool = await self._fleet.save_pool(
+                    row, was, happened.pool_updated(was, row, paths, self._fleet.clock.now())
+                )
             except Conflict as error:
                 raise Aborted("POOL_CHANGED", "another call changed the pool at the same time") from error
         return pool_pb2.UpdatePoolResponse(pool=convert.pool(pool))
@@ -80,7 +82,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         for waiter in pool.waiting:
             if not waiter.done():
                 waiter.set_exception(FailedPrecondition("POOL_DELETING", "the pool is being deleted"))
-        event = happened.pool_deleting(pool.row.name, request.force, time.time())
+        event = happened.pool_deleting(pool.row.name, request.force, self._fleet.clock.now())
         try:
             await self._fleet.save_pool(replace(pool.row, deleting=True), pool.row, event)
         except Conflict as error:

@@ -17,7 +17,8 @@ from pool_manager.node_link import NodeLink
 from pool_manager.store import VmRow
 from sandpool.node.v1 import node_pb2 as node
 from sandpool.v1 import pool_pb2, session_pb2
-from service_kit.errors import FailedPrecondition, ResourceExhausted, SandpoolError, Unavailable
+from service_kit import failpoint
+from service_kit.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted, SandpoolError, Unavailable
 
 log = structlog.get_logger("refill")
 
@@ -61,13 +62,6 @@ class Refill:
             )
         else:
             self._fleet.clear_condition(pool, AT_CAPACITY, "MAX_SESSIONS")
-        failing = pool.conditions.get(NOT_PROGRESSING)
-        if (
-            failing is not None
-            and failing.reason == "NO_NODE"
-            and any(link.ready for link in self._fleet.links.values())
-        ):
-            pool.not_before = 0.0
         wait = pool.not_before - time.monotonic()
         if wait > 0:
             self._later(pool, wait)
@@ -77,10 +71,9 @@ class Refill:
             self._fleet.own(self._create(pool))
 
     def _drain(self, pool: Pool) -> None:
-        """Whatever is left in a deleted pool goes, wherever its node can be asked."""
+        """Whatever is left in a deleted pool goes."""
         for vm in list(pool.vms.values()):
-            link = self._fleet.links.get(vm.row.node_id)
-            if vm.state in (WARM, ASSIGNED) and not vm.unwanted and link is not None and link.ready:
+            if vm.state in (WARM, ASSIGNED):
                 self._fleet.destroy_soon(vm, session_pb2.END_REASON_POOL_DELETED)
         self._fleet.own(self._fleet.remove_pool_if_empty(pool))
 
@@ -100,6 +93,7 @@ class Refill:
                 vm, link, spec = await self._begin(pool)
             finally:
                 pool.starting -= 1
+            failpoint.reach(failpoint.Place.VM_ADDED)
             try:
                 await link.create(_request(spec, vm))
             except SandpoolError as error:
@@ -113,7 +107,7 @@ class Refill:
             self._failed(pool, error)
         else:
             metrics.count_creation(pool.row.name, "ready", time.monotonic() - begun)
-            pool.failures = 0
+            pool.try_again()
             self._fleet.clear_condition(pool, NOT_PROGRESSING)
             self._fleet.clear_condition(pool, AT_CAPACITY, "NO_CAPACITY")
         self.kick(pool)
@@ -127,7 +121,9 @@ class Refill:
         if pool.closing:
             raise FailedPrecondition("POOL_DELETING", "the pool is being deleted")
         vm_id = ulid.encode(int(time.time() * 1000), os.urandom(10))
-        row = VmRow(vm_id, pool.row.name, generation, link.row.node_id, template_id, PROVISIONING, time.time())
+        row = VmRow(
+            vm_id, pool.row.name, generation, link.row.node_id, template_id, PROVISIONING, self._fleet.clock.now()
+        )
         vm = Vm(row, PROVISIONING, creating=True)
         self._fleet.vms[vm_id] = vm
         pool.add(vm)
@@ -164,7 +160,7 @@ class Refill:
 
     async def _clean_up(self, vm: Vm, error: SandpoolError) -> None:
         """What came of a CreateVm that failed: nothing if the node says so, else destroy what may be there."""
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable | DeadlineExceeded):
             self._fleet.destroy_soon(vm, session_pb2.END_REASON_CREATE_FAILED)
         else:
             await self._fleet.ended(vm, session_pb2.END_REASON_CREATE_FAILED, f"{error.reason}: {error.message}")
@@ -172,8 +168,7 @@ class Refill:
     def _failed(self, pool: Pool, error: SandpoolError) -> None:
         if pool.closing:
             return
-        pool.failures += 1
-        pool.not_before = time.monotonic() + backoff_seconds(pool.failures, random.random())
+        pool.fail(time.monotonic(), lambda failures: backoff_seconds(failures, random.random()))
         if error.reason in ("NODE_FULL", "NO_CAPACITY"):
             self._fleet.set_condition(pool, AT_CAPACITY, "NO_CAPACITY", error.message)
         else:

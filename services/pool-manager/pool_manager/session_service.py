@@ -38,7 +38,8 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
         """Find or make."""
         binding = await self._acquirer.acquire(request.session, context.time_remaining())
         return pb.EnsureSessionResponse(
-            binding=convert.binding(binding), session=convert.session(binding.session, binding.vm.row.node_id)
+            binding=convert.binding(binding, self._fleet.clock),
+            session=convert.session(binding.session, binding.vm.row.node_id, self._fleet.clock),
         )
 
     async def Get(self, request: pb.GetSessionRequest, context: Context) -> pb.GetSessionResponse:  # noqa: N802
@@ -46,14 +47,16 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
         vm = await self._acquirer.find(request.session)
         if vm is None or vm.session is None:
             raise NotFound("SESSION_NOT_FOUND", "there is no such session", field="session.identifier")
-        return pb.GetSessionResponse(session=convert.session(vm.session, vm.row.node_id))
+        return pb.GetSessionResponse(session=convert.session(vm.session, vm.row.node_id, self._fleet.clock))
 
     async def List(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:  # noqa: N802
         """By identifier."""
         pool = self._acquirer.pool(request.pool, "pool")
         names, token = page(pool.sessions, request.page_size, request.page_token)
         vms = [pool.sessions[name] for name in names]
-        sessions = [convert.session(vm.session, vm.row.node_id) for vm in vms if vm.session is not None]
+        sessions = [
+            convert.session(vm.session, vm.row.node_id, self._fleet.clock) for vm in vms if vm.session is not None
+        ]
         return pb.ListSessionsResponse(sessions=sessions, next_page_token=token)
 
     async def Stop(self, request: pb.StopSessionRequest, context: Context) -> pb.StopSessionResponse:  # noqa: N802
@@ -76,8 +79,9 @@ class AssignmentService(pool_pb2_grpc.AssignmentServiceServicer):
         with telemetry.stage("acquire"):
             binding = await self._acquirer.acquire(request.session, context.time_remaining())
         telemetry.annotate(pool=request.session.pool, vm_id=binding.session.vm_id, created=binding.created)
+        clock = self._fleet.clock
         with telemetry.stage("sign"):
-            return pool_pb2.AcquireResponse(binding=convert.binding(binding), route=self._route(binding))
+            return pool_pb2.AcquireResponse(binding=convert.binding(binding, clock), route=self._route(binding))
 
     def _route(self, binding: Binding) -> pool_pb2.Route:
         vm_id = binding.session.vm_id
@@ -101,7 +105,7 @@ class AssignmentService(pool_pb2_grpc.AssignmentServiceServicer):
         if vm is None:
             return pool_pb2.ReportVmResponse(ended=True, end_reason=self._fleet.reason_of_ended(request.vm_id))
         if request.reason == pb.END_REASON_GUEST_PROTOCOL:
-            await self._fleet.destroy(vm, request.reason)
+            self._fleet.destroy_soon(vm, request.reason)
         elif vm.state == ASSIGNED:
             left = await self._expiry.end_if_idle_for(vm, FOR_EVER_SECONDS, pb.END_REASON_VM_LOST)
             if left is not None:

@@ -5,7 +5,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,9 @@ Connection = sqlite3.Connection
 
 # Writes that share one commit.
 MAX_GROUP = 256
-SCHEMA = """
+# Each is what a file of the version before it lacks; one that was released is never changed.
+MIGRATIONS = (
+    """
 CREATE TABLE pools (name TEXT PRIMARY KEY, spec BLOB NOT NULL, generation INTEGER NOT NULL, deleting INTEGER NOT NULL,
     created_at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE vms (vm_id TEXT PRIMARY KEY, pool TEXT NOT NULL, generation INTEGER NOT NULL, node_id TEXT NOT NULL,
@@ -45,10 +47,10 @@ CREATE TABLE nodes (node_id TEXT PRIMARY KEY, agent_address TEXT NOT NULL, tunne
     boot_id TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO counters VALUES ('epoch', 0);
-"""
-# Step N makes version N + 1 of the file from version N; a step that was released is never changed.
-STEPS = (SCHEMA, event_table.SCHEMA)
-VERSION = len(STEPS)
+""",
+    "CREATE TABLE clock (boot_id TEXT PRIMARY KEY, seconds REAL NOT NULL) WITHOUT ROWID;",
+    event_table.SCHEMA,
+)
 
 
 class StoreUnusable(Exception):
@@ -168,6 +170,16 @@ class SqliteStore:
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
+    async def clock_offset(self, boot_id: str, offset: float) -> float:
+        """Of this boot."""
+
+        def offset_of_boot(db: Connection) -> float:
+            db.execute("DELETE FROM clock WHERE boot_id != ?", (boot_id,))
+            db.execute("INSERT OR IGNORE INTO clock VALUES (?, ?)", (boot_id, offset))
+            return float(db.execute("SELECT seconds FROM clock").fetchone()[0])
+
+        return await self._do(offset_of_boot)
+
     async def load(self) -> Everything:
         """All rows."""
         return await self._do(
@@ -250,11 +262,12 @@ class SqliteStore:
 
         return await self._do(assign)
 
-    async def end_vm(self, vm_id: str, reason: int, now: float, detail: str = "") -> None:
-        """The VM and its session are gone, and why is kept."""
+    async def end_vms(self, ends: Mapping[str, tuple[int, str]], now: float) -> None:
+        """The VMs and their sessions are gone, and why is kept."""
 
         def end(db: Connection) -> None:
-            _end(db, vm_id, happened.End(reason, now, detail))
+            for vm_id, (reason, detail) in ends.items():
+                _end(db, vm_id, happened.End(reason, now, detail))
             db.execute("DELETE FROM ended WHERE ended_at < ?", (now - KEEP_ENDED_SECONDS,))
 
         await self._do(end)
@@ -309,7 +322,7 @@ def _migrate(connection: Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > VERSION:
-        raise sqlite3.DatabaseError(f"written by a later version of sandpool ({version} > {VERSION})")
-    for number, step in enumerate(STEPS[version:], version + 1):
-        connection.executescript(f"BEGIN; {step} PRAGMA user_version = {number}; COMMIT;")
+    if version > len(MIGRATIONS):
+        raise sqlite3.DatabaseError(f"written by a later version of sandpool ({version} > {len(MIGRATIONS)})")
+    for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+        connection.executescript(f"BEGIN; {statements} PRAGMA user_version = {number}; COMMIT;")

@@ -1,7 +1,7 @@
 """What is kept: rows, and the one interface to whatever keeps them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -127,6 +127,9 @@ class Store(Protocol):
     those that the change itself says. Errors of the store itself: Unavailable.
     """
 
+    async def clock_offset(self, boot_id: str, offset: float) -> float:
+        """What was said first in this boot of the host: see Clock."""
+
     async def load(self) -> Everything:
         """All rows."""
 
@@ -151,10 +154,10 @@ class Store(Protocol):
         Returns the epoch and how the last session of that name ended, if that was lately. Raises Conflict.
         """
 
-    async def end_vm(self, vm_id: str, reason: int, now: float, detail: str = "") -> None:
-        """One transaction: the VM and its session are gone, and why is kept. Idempotent.
+    async def end_vms(self, ends: Mapping[str, tuple[int, str]], now: float) -> None:
+        """One transaction: these VMs and their sessions are gone; why, and a detail, are kept by vm id. Idempotent.
 
-        Events: SESSION_ENDED if it had one, VM_ENDED.
+        Events: SESSION_ENDED of those that had one, VM_ENDED.
         """
 
     async def ended(self, pool: str, identifier: str, since: float) -> EndedRow | None:

@@ -15,7 +15,7 @@ from scheduler.guest_check import GuestProtocolError, StreamCheck, StreamState
 from scheduler.routes import Route
 from scheduler.session_call import SessionCall, cut
 from scheduler.stream_clock import StreamClock
-from service_kit import telemetry
+from service_kit import failpoint, telemetry
 
 Stream: TypeAlias = "grpc.aio.UnaryStreamCall[Any, pb.ExecutionEvent]"
 # What a guest that has lost an execution answers to an Attach.
@@ -55,6 +55,7 @@ async def events(
                             _trace(event, span)
                             metrics.count_event(event)
                             yield event
+                            failpoint.reach(failpoint.Place.EVENT_SENT)
                         clock.delivered()
                     check.finish()
                     return

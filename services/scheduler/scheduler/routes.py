@@ -14,7 +14,7 @@ from sandpool.v1 import execution_pb2_grpc, file_pb2_grpc, session_pb2
 from scheduler.flight import Flights
 from scheduler.pool_manager import PoolManager
 from scheduler.route_cache import RouteCache
-from service_kit import rpc
+from service_kit import failpoint, rpc
 from service_kit.errors import DeadlineExceeded, ResourceExhausted, SandpoolError
 
 MAX_ROUTES = 1024
@@ -112,6 +112,7 @@ class Routes:
         allocation = session_pb2.ALLOCATION_ALLOCATE if allocate else session_pb2.ALLOCATION_EXISTING_ONLY
         ref = session_pb2.SessionRef(pool=key[0], identifier=key[1], allocation=allocation, expected_epoch=epoch)
         response = await self._pool_manager.acquire(ref, timeout_seconds)
+        failpoint.reach(failpoint.Place.ROUTE_ACQUIRED)
         known = self.cached(key)
         if known is not None and known.epoch >= response.binding.epoch:  # another question was answered meanwhile
             return Acquired(known, session_pb2.SessionBinding(epoch=known.epoch, vm_id=known.vm_id))

@@ -98,6 +98,16 @@ async def test_an_open_listener_without_tls_is_refused() -> None:
             pass
 
 
+async def test_a_socket_that_is_served_is_not_taken_over(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/s"
+    async with server.serve([address], {}):
+        with pytest.raises(server.ListenRefused, match="another process"):
+            async with server.serve([address], {}):
+                pass
+    async with server.serve([address], {}):  # what is left of it is no obstacle
+        pass
+
+
 def test_a_span_that_was_measured_elsewhere_has_its_length_and_its_parent() -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()

@@ -159,8 +159,8 @@ async def test_what_failed_is_not_told(tmp_path: Path) -> None:
         await store.assign(SessionRow("p", "alice", 0, "v1", 1.0, 2.0, 3.0))
     with pytest.raises(Conflict):
         await store.add_vm(vm("v1"))
-    await store.end_vm("v1", session_pb2.END_REASON_VM_LOST, 2.0, "a\x1b[31m\nb" + "x" * 2000)
-    await store.end_vm("v1", session_pb2.END_REASON_STOPPED, 3.0)
+    await store.end_vms({"v1": (session_pb2.END_REASON_VM_LOST, "a\x1b[31m\nb" + "x" * 2000)}, 2.0)
+    await store.end_vms({"v1": (session_pb2.END_REASON_STOPPED, "")}, 3.0)
     page = await store.events(ALL)
     assert [(event.type, event.reason, event.sequence) for event in page.events] == [
         (pb.EVENT_TYPE_VM_ADDED, "REFILL", 1),
@@ -194,7 +194,7 @@ async def test_the_oldest_go_and_no_number_comes_again(tmp_path: Path, monkeypat
 async def test_a_file_of_version_1_is_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     connection = sqlite3.connect(path)
-    connection.executescript(f"BEGIN; {sqlite_store.SCHEMA} PRAGMA user_version = 1; COMMIT;")
+    connection.executescript(f"BEGIN; {sqlite_store.MIGRATIONS[0]} PRAGMA user_version = 1; COMMIT;")
     connection.execute("INSERT INTO nodes VALUES ('n', 'a', 't', 'b')")
     connection.execute("INSERT INTO vms VALUES ('v1', 'p', 1, 'n', 't', 'ASSIGNED', 1.0)")
     connection.execute("INSERT INTO sessions VALUES ('p', 'alice', 7, 'v1', 1.0, 2.0, 3.0)")
@@ -208,7 +208,7 @@ async def test_a_file_of_version_1_is_taken_over(tmp_path: Path) -> None:
         await store.record(EventRow(pb.EVENT_TYPE_NODE_READY, 1.0))
         await store.close()
     connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (len(sqlite_store.MIGRATIONS),)
     assert connection.execute("SELECT count(*) FROM events").fetchone() == (2,)
     connection.close()
 

@@ -64,8 +64,8 @@ async def test_how_a_session_ended_is_told_to_the_next_for_a_day(tmp_path: Path)
         await store.add_vm(vm(f"v{number}"))
         await store.set_warm(f"v{number}", 2.0)
         epoch, previous = await store.assign(session("alice", f"v{number}", created_at))
-        await store.end_vm(f"v{number}", 3, created_at + 50)
-        await store.end_vm(f"v{number}", 4, created_at + 60)  # a repeat changes nothing
+        await store.end_vms({f"v{number}": (3, "")}, created_at + 50)
+        await store.end_vms({f"v{number}": (4, "")}, created_at + 60)  # a repeat changes nothing
         expected = {0: None, 1: EndedRow(1, 3, 150.0), 2: None}[number]
         assert (epoch, previous) == (number + 1, expected)
     assert await store.ended("python", "alice", 0) == EndedRow(3, 3, 90_050.0)

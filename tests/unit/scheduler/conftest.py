@@ -44,6 +44,7 @@ class Fleet:
 
     tunnel: str = ""
     valid_seconds: float = 60.0
+    expired: int = 0  # so many answers bear a permission that the tunnel's clock has ended
     vms: list[Vm] = field(default_factory=list)
     ended: dict[tuple[str, str], Vm] = field(default_factory=dict)
     acquires: list[session_pb2.SessionRef] = field(default_factory=list)
@@ -102,7 +103,8 @@ class Assignment(pool_pb2_grpc.AssignmentServiceServicer):
         old = self._fleet.ended.get(vm.session)
         if created and old is not None:
             binding.previous.epoch, binding.previous.end_reason = old.epoch, old.end_reason
-        token = capability.sign(KEY, vm.vm_id, time.time() + 60)
+        expired, self._fleet.expired = self._fleet.expired > 0, max(0, self._fleet.expired - 1)
+        token = capability.sign(KEY, vm.vm_id, time.time() + (-3600 if expired else 60))
         route = pool_pb2.Route(vm_id=vm.vm_id, tunnel_address=self._fleet.tunnel, capability=token)
         route.valid_for.FromNanoseconds(int(self._fleet.valid_seconds * 1e9))
         return pool_pb2.AcquireResponse(binding=binding, route=route)

@@ -227,6 +227,14 @@ async def test_a_permission_is_renewed_before_it_expires(world: World) -> None:
     assert len(world.fleet.acquires) == 3
 
 
+async def test_a_permission_that_a_set_clock_has_ended_is_asked_for_again(world: World) -> None:
+    await world.add_guest("vm1")
+    world.fleet.expired = 2
+    got = await gather(world.executions.Execute(world.shell("echo 1")))
+    assert got.stdout == b"1\n" and world.fleet.expired == 0
+    assert [report.reason for report in world.fleet.reports] == [session_pb2.END_REASON_VM_LOST] * 2
+
+
 async def test_the_deadline_of_a_client_ends_its_stream_and_not_the_execution(world: World) -> None:
     guest = await world.add_guest("vm1")
     request = world.shell("while [ ! -e go ]; do sleep 0.01; done; echo on", execution_id="a")

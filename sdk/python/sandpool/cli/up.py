@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,11 +113,26 @@ def _only_one(state_dir: Path) -> Iterator[None]:
         yield
 
 
+def _check_free(listen: str) -> None:
+    """Raises CannotRun if somebody answers there: the scheduler would find that out when all else has been started."""
+    host, _, port = listen.rpartition(":")
+    try:
+        if listen.startswith("unix:"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(listen.removeprefix("unix:"))
+        else:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+    except (OSError, ValueError):
+        return
+    raise CannotRun(f"{listen} is taken, perhaps by another sandpool: end that, or choose another with --listen")
+
+
 def run(options: Options) -> int:
     """Until a signal; returns the exit code."""
     console = Console(stderr=True)
     try:
         with _only_one(options.state_dir):
+            _check_free(options.listen)
             return asyncio.run(_run(options, console))
     except CannotRun as error:
         console.print(f"[red]{error}", highlight=False)

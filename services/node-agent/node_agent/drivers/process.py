@@ -35,6 +35,18 @@ def recorded_pid(directory: Path) -> int | None:
         return None
 
 
+def unrecorded_pids(directory: Path) -> list[int]:
+    """Processes that work in directory, if none was ever recorded: an agent was killed between start and record()."""
+    if (directory / PROCESS_FILE).exists():
+        return []
+    found, directory = [], directory.resolve()
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended meanwhile, or somebody else's
+            if (path / "cwd").readlink() == directory:
+                found.append(int(path.name))
+    return found
+
+
 class VmProcess:
     """A RunningVm that is one process. Alive until its pidfd says otherwise."""
 

@@ -4,6 +4,7 @@ import select
 import socket
 
 from node_agent.tunnel.traffic import Connection, Flow
+from service_kit import failpoint
 
 CHUNK_BYTES = 256 << 10
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
@@ -61,6 +62,7 @@ def relay(client: socket.socket, guest: socket.socket, connection: Connection) -
                     return
                 if way.held:
                     way.empty()
+                    failpoint.reach(failpoint.Place.BYTES_RELAYED)
         except OSError:
             return
         if any(events & _GONE and not events & select.POLLIN for events in ready.values()):

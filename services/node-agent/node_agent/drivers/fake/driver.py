@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from node_agent.drivers.process import VmProcess, record, recorded_pid
-from node_agent.vmm import GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec, RunningVm
+from node_agent.vmm import (
+    BUILDING,
+    GUEST_ADDRESS_FILE,
+    Acceleration,
+    CloneFailed,
+    GuestAddress,
+    Image,
+    MachineSpec,
+    RunningVm,
+)
 
 SOCKET = "s"
 # The limit of a unix socket's path, less its end.
@@ -84,7 +93,7 @@ class FakeVmm:
         quiesce: Callable[[GuestAddress], Awaitable[None]],
     ) -> None:
         """A process that can be quiesced is the proof; of its memory nothing can be kept."""
-        work = directory / "vm"
+        work = directory / BUILDING
         with _translated("template"):
             work.mkdir()
             running = await _start(self._program, work)

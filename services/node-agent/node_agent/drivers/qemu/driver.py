@@ -10,14 +10,23 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from node_agent.drivers.process import VmProcess, recorded_pid
+from node_agent.drivers.process import VmProcess, recorded_pid, unrecorded_pids
 from node_agent.drivers.qemu import frozen as bundles
 from node_agent.drivers.qemu import migration, process
 from node_agent.drivers.qemu.command import Launch, Role, arguments
 from node_agent.drivers.qemu.frozen import FROZEN_FILE, Frozen
 from node_agent.drivers.qemu.probe import Probe, host_cpu, version
 from node_agent.drivers.qemu.qmp import QmpError
-from node_agent.vmm import GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec, RunningVm
+from node_agent.vmm import (
+    BUILDING,
+    GUEST_ADDRESS_FILE,
+    Acceleration,
+    CloneFailed,
+    GuestAddress,
+    Image,
+    MachineSpec,
+    RunningVm,
+)
 
 # It takes a tenth of a second; a QEMU that does not get on is not waited for.
 RESUME_SECONDS = 60.0
@@ -54,7 +63,7 @@ class QemuVmm:
         quiesce: Callable[[GuestAddress], Awaitable[None]],
     ) -> None:
         """Boot, quiesce, freeze."""
-        vm = directory / "vm"
+        vm = directory / BUILDING
         with _translated("template", vm):
             vm.mkdir()
             await _copy(image.scratch, vm / "scratch")
@@ -108,13 +117,12 @@ class QemuVmm:
         """By pid and start time; a VM that was never resumed, or hibernates, has no address and is killed."""
         await _kill_writer(directory)
         pid = recorded_pid(directory)
-        if pid is None:
-            return None
-        with suppress(ProcessLookupError):
-            running = VmProcess(pid, process.address_of(directory))
-            if (directory / GUEST_ADDRESS_FILE).exists():
-                return running
-            await running.destroy()
+        for found in unrecorded_pids(directory) if pid is None else [pid]:
+            with suppress(ProcessLookupError):
+                running = VmProcess(found, process.address_of(directory))
+                if (directory / GUEST_ADDRESS_FILE).exists():
+                    return running
+                await running.destroy()
         return None
 
 

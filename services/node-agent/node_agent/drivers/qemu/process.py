@@ -9,6 +9,7 @@ from node_agent.drivers.process import VmProcess
 from node_agent.drivers.qemu.command import PORTS
 from node_agent.drivers.qemu.qmp import Qmp
 from node_agent.vmm import GuestAddress
+from service_kit import failpoint
 
 
 def address_of(directory: Path) -> GuestAddress:
@@ -46,6 +47,7 @@ def spawn(arguments: list[str], directory: Path, listener: socket.socket) -> VmP
             pass_fds=(listener.fileno(),),
             start_new_session=True,
         )
+    failpoint.reach(failpoint.Place.VM_SPAWNED)
     qemu.returncode = 0  # reaped by pidfd, not by Popen
     process.record(directory, qemu.pid)
     return VmProcess(qemu.pid, address_of(directory))

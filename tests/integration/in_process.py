@@ -1,0 +1,87 @@
+"""A pool-manager inside of the test, as its composition root makes it: for steps of the event loop, and clocks."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pool_manager.__main__ import compose
+from pool_manager.acquire import Acquirer, Binding
+from pool_manager.clock import Clock
+from pool_manager.fleet import Fleet
+from pool_manager.model import Pool
+from pool_manager.pool_spec import complete
+from pool_manager.sqlite_store import SqliteStore
+from pool_manager.store import NodeRow, PoolRow
+from sandpool.v1 import pool_pb2, session_pb2
+from service_kit import boot
+
+from .memory_node import MemoryNode, serve
+
+BOOT = "this boot"
+
+
+@dataclass(frozen=True)
+class Running:
+    """One run of it."""
+
+    fleet: Fleet
+    acquirer: Acquirer
+    store: SqliteStore
+
+    async def make_pool(self, name: str, ready_target: int) -> Pool:
+        """At most 1,000 sessions."""
+        spec = complete(pool_pb2.PoolSpec(ready_target=ready_target, max_sessions=1000))
+        return await self.fleet.save_pool(PoolRow(name, spec.SerializeToString(), 1, False, 0.0))
+
+    async def acquire(self, pool: str, identifier: str) -> Binding:
+        """Without a deadline of the caller's."""
+        allocate = session_pb2.ALLOCATION_ALLOCATE
+        ref = session_pb2.SessionRef(pool=pool, identifier=identifier, allocation=allocate)
+        return await self.acquirer.acquire(ref, None)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What outlives a run."""
+
+    work: Path
+    node: MemoryNode
+
+    @asynccontextmanager
+    async def run(self, clock_set_by: float = 0.0) -> AsyncIterator[Running]:
+        """With a wall clock that is off by so many seconds; the node is known and ready."""
+
+        def wall() -> float:
+            return time.time() + clock_set_by
+
+        store = SqliteStore(self.work / "store.db")
+        offset = await store.clock_offset(BOOT, wall() - boot.boot_seconds())
+        fleet, acquirer, expiry = compose(store, Clock(offset, boot.boot_seconds, wall))
+        fleet.begin(await store.load())
+        fleet.own(expiry.run())
+        await fleet.register(NodeRow("memory", f"unix:{self.work}/node", "127.0.0.1:1", ""))
+        while not fleet.links["memory"].ready:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        try:
+            yield Running(fleet, acquirer, store)
+        finally:
+            await fleet.close()
+            await store.close()
+
+
+@asynccontextmanager
+async def open_place() -> AsyncIterator[Place]:
+    """With an empty store."""
+    work = Path(tempfile.mkdtemp(prefix="sp-", dir="/tmp"))
+    try:
+        async with serve(f"unix:{work}/node") as node:
+            yield Place(work, node)
+    finally:
+        shutil.rmtree(work)
