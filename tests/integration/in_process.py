@@ -8,9 +8,11 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from pool_manager import happened
 from pool_manager.__main__ import compose
 from pool_manager.acquire import Acquirer, Binding
 from pool_manager.clock import Clock
@@ -38,7 +40,13 @@ class Running:
     async def make_pool(self, name: str, ready_target: int) -> Pool:
         """At most 1,000 sessions."""
         spec = complete(pool_pb2.PoolSpec(ready_target=ready_target, max_sessions=1000))
-        return await self.fleet.save_pool(PoolRow(name, spec.SerializeToString(), 1, False, 0.0))
+        row = PoolRow(name, spec.SerializeToString(), 1, False, 0.0)
+        return await self.fleet.save_pool(row, None, happened.pool_created(name, 0.0))
+
+    async def change_pool(self, pool: Pool, **fields: Any) -> Pool:
+        """Fields of its row."""
+        row = replace(pool.row, **fields)
+        return await self.fleet.save_pool(row, pool.row, happened.pool_updated(pool.row, row, ["any"], 0.0))
 
     async def acquire(self, pool: str, identifier: str) -> Binding:
         """Without a deadline of the caller's."""

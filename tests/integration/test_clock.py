@@ -20,7 +20,7 @@ async def bind(running: Running, identifier: str, seconds_left: float) -> str:
     vm_id = f"vm-of-{identifier}"
     now = running.fleet.clock.now()
     await running.store.add_vm(VmRow(vm_id, "pool", 1, "memory", "t", "PROVISIONING", now))
-    await running.store.set_warm(vm_id)
+    await running.store.set_warm(vm_id, running.fleet.clock.now())
     await running.store.assign(SessionRow("pool", identifier, 0, vm_id, now, now + seconds_left, HOUR))
     return vm_id
 
@@ -78,6 +78,6 @@ async def test_a_store_of_the_version_before_is_read() -> None:
         async with place.run() as running:
             await running.make_pool("pool", 0)
         with closing(sqlite3.connect(place.work / "store.db")) as database:
-            database.executescript("DROP TABLE clock; PRAGMA user_version = 1;")
+            database.executescript("DROP TABLE clock; DROP TABLE events; PRAGMA user_version = 1;")
         async with place.run() as running:
             assert list(running.fleet.pools) == ["pool"]

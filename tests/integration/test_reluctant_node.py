@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 from pool_manager.model import Pool
 from sandpool.v1 import session_pb2
@@ -31,7 +30,7 @@ async def test_a_vm_that_is_to_go_is_asked_for_until_it_is_gone_and_nobody_gets_
         await until_warm(pool)
         place.node.willing = False
         pool.spec.ready_target = 0
-        await running.fleet.save_pool(replace(pool.row, spec=pool.spec.SerializeToString()))
+        await running.change_pool(pool, spec=pool.spec.SerializeToString())
         await place.node.refused.wait()
         place.node.cut()
         await heard_again(running)  # and says that both are ready
@@ -47,7 +46,7 @@ async def test_sessions_of_a_deleted_pool_end_once_the_node_can_be_asked() -> No
         pool = await running.make_pool("pool", 1)
         binding = await running.acquire("pool", "alice")
         place.node.willing = False
-        await running.fleet.save_pool(replace(pool.row, deleting=True))
+        await running.change_pool(pool, deleting=True)
         running.fleet.destroy_soon(binding.vm, session_pb2.END_REASON_POOL_DELETED)
         await place.node.refused.wait()
         place.node.willing = True

@@ -38,6 +38,7 @@ PURE = (
     "pool_manager/deadlines.py",
     "pool_manager/pool_spec.py",
     "pool_manager/paging.py",
+    "pool_manager/happened.py",
     "pool_manager/ulid.py",
     "scheduler/guest_check.py",
     "scheduler/validation.py",

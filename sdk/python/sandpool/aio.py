@@ -9,30 +9,31 @@ from typing import Self
 
 import grpc
 
-from sandpool.errors import mapped
+from sandpool.calls import call, pages
+from sandpool.history import History
+from sandpool.pools import Pools
 from sandpool.session import AsyncSession
-from sandpool.v1 import (
-    execution_pb2_grpc,
-    node_pb2,
-    node_pb2_grpc,
-    pool_pb2,
-    pool_pb2_grpc,
-    session_pb2,
-    session_pb2_grpc,
-)
+from sandpool.v1 import execution_pb2_grpc, node_pb2, node_pb2_grpc, session_pb2, session_pb2_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:7280"
 ADDRESS_VARIABLE = "SANDPOOL_ADDRESS"
 MAX_MESSAGE_BYTES = 16 << 20
 # A chunk of output or of a file is one frame: with the default of 16 KiB it is eight, each handled on its own.
 MAX_FRAME_BYTES = 1 << 20
+# Of a call that neither runs code, nor moves a file, nor waits for a VM.
+TIMEOUT_SECONDS = 60.0
 
 
 class AsyncClient:
-    """A connection to sandpool at host:port or unix:PATH. Connects on first use; not bound to a task."""
+    """A connection to sandpool at host:port or unix:PATH. Connects on first use; not bound to a task.
 
-    def __init__(self, address: str | None = None) -> None:
+    timeout: seconds for each try of a call about pools, sessions, nodes, events and names of files; None: no bound.
+    Executions have one of their own, and transfers take as long as they take.
+    """
+
+    def __init__(self, address: str | None = None, *, timeout: float | None = TIMEOUT_SECONDS) -> None:
         self.address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+        self.timeout = timeout
         options = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -49,7 +50,8 @@ class AsyncClient:
         self.sessions_stub: session_pb2_grpc.SessionServiceAsyncStub
         self.sessions_stub = session_pb2_grpc.SessionServiceStub(self.channel)
         self._nodes: node_pb2_grpc.NodeServiceAsyncStub = node_pb2_grpc.NodeServiceStub(self.channel)
-        self.pools = Pools(self.channel)
+        self.pools = Pools(self.channel, timeout)
+        self.history = History(self.channel, timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -67,68 +69,22 @@ class AsyncClient:
         """A session by name; a random one without. pin=False: calls go on in a fresh session when it has ended."""
         return AsyncSession(self, pool, identifier or f"s-{os.urandom(8).hex()}", pin=pin)
 
-    async def sessions(self, pool: str) -> AsyncIterator[session_pb2.Session]:
+    async def sessions(self, pool: str = "python") -> AsyncIterator[session_pb2.Session]:
         """Every live session of a pool, by identifier."""
-        token = ""
-        while True:
+
+        async def fetch(token: str) -> session_pb2.ListSessionsResponse:
             request = session_pb2.ListSessionsRequest(pool=pool, page_size=1000, page_token=token)
-            with mapped():
-                response = await self.sessions_stub.List(request)
-            for session in response.sessions:
-                yield session
-            token = response.next_page_token
-            if not token:
-                return
+            return await call(self.sessions_stub.List, request, self.timeout)
+
+        async for session in pages(fetch, "sessions"):
+            yield session
 
     async def nodes(self) -> AsyncIterator[node_pb2.Node]:
         """Every node, by id."""
-        token = ""
-        while True:
-            with mapped():
-                response = await self._nodes.List(node_pb2.ListNodesRequest(page_size=1000, page_token=token))
-            for node in response.nodes:
-                yield node
-            token = response.next_page_token
-            if not token:
-                return
 
+        async def fetch(token: str) -> node_pb2.ListNodesResponse:
+            request = node_pb2.ListNodesRequest(page_size=1000, page_token=token)
+            return await call(self._nodes.List, request, self.timeout)
 
-class Pools:
-    """Pools and their settings (sandpool.v1.pool_pb2.PoolSpec). Every call raises SandpoolError."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub: pool_pb2_grpc.PoolServiceAsyncStub = pool_pb2_grpc.PoolServiceStub(channel)
-
-    async def create(self, name: str, spec: pool_pb2.PoolSpec | None = None) -> pool_pb2.Pool:
-        """Idempotent with identical settings."""
-        with mapped():
-            return (await self._stub.Create(pool_pb2.CreatePoolRequest(name=name, spec=spec))).pool
-
-    async def get(self, name: str) -> pool_pb2.Pool:
-        """One pool."""
-        with mapped():
-            return (await self._stub.Get(pool_pb2.GetPoolRequest(name=name))).pool
-
-    async def list(self) -> AsyncIterator[pool_pb2.Pool]:
-        """Every pool, by name."""
-        token = ""
-        while True:
-            with mapped():
-                response = await self._stub.List(pool_pb2.ListPoolsRequest(page_size=1000, page_token=token))
-            for pool in response.pools:
-                yield pool
-            token = response.next_page_token
-            if not token:
-                return
-
-    async def update(self, name: str, spec: pool_pb2.PoolSpec, *fields: str) -> pool_pb2.Pool:
-        """Change the named fields, for example "ready_target" or "resources.memory_bytes"."""
-        request = pool_pb2.UpdatePoolRequest(name=name, spec=spec)
-        request.update_mask.paths.extend(fields)
-        with mapped():
-            return (await self._stub.Update(request)).pool
-
-    async def delete(self, name: str, *, force: bool = False) -> None:
-        """No new sessions from now on; gone with the last VM. force ends live sessions."""
-        with mapped():
-            await self._stub.Delete(pool_pb2.DeletePoolRequest(name=name, force=force))
+        async for node in pages(fetch, "nodes"):
+            yield node

@@ -80,8 +80,60 @@ class SessionLost(SandpoolError):
         return self.metadata.get("end_reason", "").removeprefix("END_REASON_")
 
 
+class PoolNotFound(NotFound):
+    """There is no pool of that name."""
+
+
+class SessionNotFound(NotFound):
+    """There is no session of that name, and the call does not make one."""
+
+
+class ExecutionNotFound(NotFound):
+    """The session has no execution of that id (any more)."""
+
+
+class FileNotFound(NotFound):
+    """There is no file or directory at that path."""
+
+
+class PoolExists(AlreadyExists):
+    """A pool of that name has other settings."""
+
+
+class ExecutionExists(AlreadyExists):
+    """The id was used for another request in this session."""
+
+
+class FileExists(AlreadyExists):
+    """Something is at that path."""
+
+
+class PoolInUse(FailedPrecondition):
+    """The pool has live sessions; force ends them."""
+
+
+class PoolDeleting(FailedPrecondition):
+    """The pool is being deleted: no new sessions, and its name is not free yet."""
+
+
 class ResourceExhausted(SandpoolError):
     """A bound is reached, or no VM became ready in time; retry_after_seconds says when to try again."""
+
+
+class NoCapacity(ResourceExhausted):
+    """No VM became ready in time; the message says why."""
+
+
+class MaxSessions(ResourceExhausted):
+    """The pool has as many sessions as it may have."""
+
+
+class QueueFull(ResourceExhausted):
+    """Too many wait for a VM, or for the session's language worker, already."""
+
+
+class DiskFull(ResourceExhausted):
+    """The session's disk is full."""
 
 
 class PermissionDenied(SandpoolError):
@@ -108,6 +160,14 @@ class Aborted(SandpoolError):
     """Something else changed it at the same time."""
 
 
+class PoolChanged(Aborted):
+    """Another call changed the pool: get it, and decide anew."""
+
+
+class ConnectionLost(Aborted):
+    """The way to the VM broke during the call: what was asked for may have run. The session may live."""
+
+
 class Cancelled(SandpoolError):
     """The service ended the call."""
 
@@ -132,7 +192,27 @@ _BY_CODE: Mapping[grpc.StatusCode, type[SandpoolError]] = {
     grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
     grpc.StatusCode.DATA_LOSS: DataLoss,
 }
-_BY_REASON: Mapping[str, type[SandpoolError]] = {"SESSION_ENDED": SessionEnded, "SESSION_LOST": SessionLost}
+_BY_REASON: Mapping[str, type[SandpoolError]] = {
+    "CONNECTION_LOST": ConnectionLost,
+    "DISK_FULL": DiskFull,
+    "EXECUTION_EXISTS": ExecutionExists,
+    "EXECUTION_NOT_FOUND": ExecutionNotFound,
+    "FILE_EXISTS": FileExists,
+    "FILE_NOT_FOUND": FileNotFound,
+    "GENERATION_CHANGED": PoolChanged,
+    "LANGUAGE_QUEUE_FULL": QueueFull,
+    "MAX_SESSIONS": MaxSessions,
+    "NO_CAPACITY": NoCapacity,
+    "POOL_CHANGED": PoolChanged,
+    "POOL_DELETING": PoolDeleting,
+    "POOL_EXISTS": PoolExists,
+    "POOL_IN_USE": PoolInUse,
+    "POOL_NOT_FOUND": PoolNotFound,
+    "QUEUE_FULL": QueueFull,
+    "SESSION_ENDED": SessionEnded,
+    "SESSION_LOST": SessionLost,
+    "SESSION_NOT_FOUND": SessionNotFound,
+}
 
 
 def from_grpc(error: grpc.aio.AioRpcError) -> SandpoolError:

@@ -12,6 +12,7 @@ from typing import IO, Protocol
 
 import grpc
 
+from sandpool.calls import call, pages
 from sandpool.errors import DataLoss, mapped
 from sandpool.upload import upload
 from sandpool.v1 import file_pb2 as pb
@@ -36,8 +37,8 @@ class Owner(Protocol):
 class Files:
     """Paths are relative to /mnt/data, or absolute below it. Every call raises SandpoolError."""
 
-    def __init__(self, owner: Owner, channel: grpc.aio.Channel) -> None:
-        self._owner = owner
+    def __init__(self, owner: Owner, channel: grpc.aio.Channel, timeout: float | None) -> None:
+        self._owner, self._timeout = owner, timeout
         self._stub: file_pb2_grpc.FileServiceAsyncStub = file_pb2_grpc.FileServiceStub(channel)
 
     async def write(self, path: str, data: bytes | str | IO[bytes], *, mode: int | None = None) -> pb.FileInfo:
@@ -145,39 +146,35 @@ class Files:
 
     async def list(self, path: str = "", *, recursive: bool = False) -> AsyncIterator[pb.FileInfo]:
         """Every entry of a directory, by path."""
-        token = ""
-        while True:
+
+        async def fetch(token: str) -> pb.ListFilesResponse:
             request = pb.ListFilesRequest(
                 session=self._owner.ref(), path=path, recursive=recursive, page_size=1000, page_token=token
             )
-            with mapped():
-                response = await self._stub.List(request)
-            for file in response.files:
-                yield file
-            token = response.next_page_token
-            if not token:
-                return
+            return await call(self._stub.List, request, self._timeout)
+
+        async for file in pages(fetch, "files"):
+            yield file
 
     async def stat(self, path: str) -> pb.FileInfo:
         """Of the path itself: a link is not followed."""
-        with mapped():
-            return (await self._stub.Stat(pb.StatFileRequest(session=self._owner.ref(), path=path))).file
+        request = pb.StatFileRequest(session=self._owner.ref(), path=path)
+        return (await call(self._stub.Stat, request, self._timeout)).file
 
     async def remove(self, path: str, *, recursive: bool = False) -> None:
         """A file, an empty directory, or all of a directory."""
-        with mapped():
-            await self._stub.Remove(pb.RemoveFileRequest(session=self._owner.ref(), path=path, recursive=recursive))
+        request = pb.RemoveFileRequest(session=self._owner.ref(), path=path, recursive=recursive)
+        await call(self._stub.Remove, request, self._timeout, repeatable=False)
 
     async def move(self, source: str, destination: str) -> pb.FileInfo:
         """Rename atomically."""
         request = pb.MoveFileRequest(session=self._owner.ref(), source=source, destination=destination)
-        with mapped():
-            return (await self._stub.Move(request)).file
+        return (await call(self._stub.Move, request, self._timeout, repeatable=False)).file
 
     async def mkdir(self, path: str) -> pb.FileInfo:
         """A directory and its parents; one that is there is fine."""
-        with mapped():
-            response = await self._stub.MakeDir(pb.MakeDirRequest(session=self._owner.ref(), path=path))
+        request = pb.MakeDirRequest(session=self._owner.ref(), path=path)
+        response = await call(self._stub.MakeDir, request, self._timeout)
         self._owner.bind(response.session)
         return response.file
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Unpack
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Self, Unpack
 
 from sandpool import events
-from sandpool.errors import SessionEnded, mapped
+from sandpool.calls import call
+from sandpool.errors import SessionEnded
 from sandpool.execution import Events, Options, Request, Sink, gather, new_request, stream
 from sandpool.files import Files
 from sandpool.v1 import execution_pb2 as pb
@@ -22,6 +24,8 @@ class AsyncSession:
 
     After its first use this object stands for that very session: when it has ended (idle, stopped, lost), calls raise
     SessionEnded instead of going on in an empty one. client.session() again makes a fresh object.
+
+    As a context manager it ends the session on the way out, with its VM and files; else it lives until it is idle.
     """
 
     def __init__(self, client: AsyncClient, pool: str, identifier: str, *, pin: bool = True) -> None:
@@ -29,7 +33,15 @@ class AsyncSession:
         self.pool, self.identifier = pool, identifier
         self.epoch: int | None = None
         self._pin = pin
-        self.files = Files(self, client.channel)
+        self.files = Files(self, client.channel, client.timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
 
     def ref(self) -> session_pb2.SessionRef:
         """What every request carries."""
@@ -85,21 +97,18 @@ class AsyncSession:
 
     async def cancel(self, execution_id: str) -> bool:
         """End an execution; False if it had ended already."""
-        with mapped():
-            request = pb.CancelRequest(session=self.ref(), execution_id=execution_id)
-            return (await self._client.executions.Cancel(request)).cancelled
+        request = pb.CancelRequest(session=self.ref(), execution_id=execution_id)
+        return (await call(self._client.executions.Cancel, request, self._client.timeout)).cancelled
 
     async def signal(self, execution_id: str, number: int) -> None:
         """Send a POSIX signal to every process of an execution."""
-        with mapped():
-            request = pb.SignalRequest(session=self.ref(), execution_id=execution_id, signal=number)
-            await self._client.executions.Signal(request)
+        request = pb.SignalRequest(session=self.ref(), execution_id=execution_id, signal=number)
+        await call(self._client.executions.Signal, request, self._client.timeout, repeatable=False)
 
     async def input(self, execution_id: str, data: bytes, *, end: bool = False) -> None:
         """Write to the standard input of an execution that was started with keep_stdin_open."""
-        with mapped():
-            request = pb.InputRequest(session=self.ref(), execution_id=execution_id, data=data, end=end)
-            await self._client.executions.Input(request)
+        request = pb.InputRequest(session=self.ref(), execution_id=execution_id, data=data, end=end)
+        await call(self._client.executions.Input, request, None, repeatable=False)
 
     def _request(self, options: Options) -> pb.ExecuteRequest:
         return new_request(self.ref(), options)
@@ -129,23 +138,25 @@ class AsyncSession:
 
     # -- the session itself ----------------------------------------------------------------------------------------
 
-    async def ensure(self) -> session_pb2.SessionBinding:
-        """Make the session if it is not there. Raises ResourceExhausted when there is no VM to be had."""
-        with mapped():
-            response = await self._client.sessions_stub.Ensure(session_pb2.EnsureSessionRequest(session=self.ref()))
+    async def ensure(self, timeout: float | None = None) -> session_pb2.SessionBinding:
+        """Make the session if it is not there. Waits for a VM so many seconds (None: the service's 30).
+
+        Raises NoCapacity when there was none to be had, MaxSessions, PoolNotFound.
+        """
+        request = session_pb2.EnsureSessionRequest(session=self.ref())
+        response = await call(self._client.sessions_stub.Ensure, request, timeout)
         self.bind(response.binding)
         return response.binding
 
     async def info(self) -> session_pb2.Session:
         """What is known of the session. Raises NotFound, SessionEnded."""
-        with mapped():
-            return (await self._client.sessions_stub.Get(session_pb2.GetSessionRequest(session=self.ref()))).session
+        request = session_pb2.GetSessionRequest(session=self.ref())
+        return (await call(self._client.sessions_stub.Get, request, self._client.timeout)).session
 
     async def stop(self) -> bool:
         """End the session and destroy its VM; False if it had ended already."""
+        request = session_pb2.StopSessionRequest(session=self.ref())
         try:
-            with mapped():
-                request = session_pb2.StopSessionRequest(session=self.ref())
-                return (await self._client.sessions_stub.Stop(request)).stopped
+            return (await call(self._client.sessions_stub.Stop, request, self._client.timeout)).stopped
         except SessionEnded:
             return False

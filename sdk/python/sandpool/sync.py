@@ -10,10 +10,12 @@ from types import TracebackType
 from typing import IO, Any, Self, TypeVar, Unpack
 
 from sandpool import events, files
-from sandpool.aio import AsyncClient
+from sandpool.aio import TIMEOUT_SECONDS, AsyncClient
 from sandpool.execution import Options, Sink
+from sandpool.history import Filter
 from sandpool.session import AsyncSession
-from sandpool.v1 import file_pb2, node_pb2, pool_pb2, session_pb2
+from sandpool.settings import Settings
+from sandpool.v1 import event_pb2, file_pb2, node_pb2, pool_pb2, session_pb2
 
 T = TypeVar("T")
 # Work that is interrupted gets this long to clean up.
@@ -90,15 +92,16 @@ async def _cancel_others() -> None:
 class Client:
     """As AsyncClient: `with Client() as client`."""
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, *, timeout: float | None = TIMEOUT_SECONDS) -> None:
         self._bridge = _Bridge()
 
         async def connect() -> AsyncClient:
-            return AsyncClient(address)
+            return AsyncClient(address, timeout=timeout)
 
         self._client = self._bridge.run(connect())
         self.address = self._client.address
         self.pools = Pools(self._bridge, self._client)
+        self.history = History(self._bridge, self._client)
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +121,7 @@ class Client:
         """A session by name; a random one without."""
         return Session(self._bridge, self._client.session(pool, identifier, pin=pin))
 
-    def sessions(self, pool: str) -> Iterator[session_pb2.Session]:
+    def sessions(self, pool: str = "python") -> Iterator[session_pb2.Session]:
         """Every live session of a pool."""
         return self._bridge.iterate(self._client.sessions(pool))
 
@@ -128,14 +131,14 @@ class Client:
 
 
 class Pools:
-    """As aio.Pools."""
+    """As pools.Pools."""
 
     def __init__(self, bridge: _Bridge, client: AsyncClient) -> None:
         self._bridge, self._pools = bridge, client.pools
 
-    def create(self, name: str, spec: pool_pb2.PoolSpec | None = None) -> pool_pb2.Pool:
-        """Idempotent with identical settings."""
-        return self._bridge.run(self._pools.create(name, spec))
+    def create(self, name: str, spec: pool_pb2.PoolSpec | None = None, **settings: Unpack[Settings]) -> pool_pb2.Pool:
+        """Make a pool. Idempotent with identical settings."""
+        return self._bridge.run(self._pools.create(name, spec, **settings))
 
     def get(self, name: str) -> pool_pb2.Pool:
         """One pool."""
@@ -145,13 +148,51 @@ class Pools:
         """Every pool."""
         return self._bridge.iterate(self._pools.list())
 
-    def update(self, name: str, spec: pool_pb2.PoolSpec, *fields: str) -> pool_pb2.Pool:
-        """Change the named fields."""
-        return self._bridge.run(self._pools.update(name, spec, *fields))
+    def update(
+        self,
+        name: str,
+        spec: pool_pb2.PoolSpec | None = None,
+        *fields: str,
+        expected_generation: int | None = None,
+        **settings: Unpack[Settings],
+    ) -> pool_pb2.Pool:
+        """Change settings by keyword, or the named fields of a PoolSpec."""
+        work = self._pools.update(name, spec, *fields, expected_generation=expected_generation, **settings)
+        return self._bridge.run(work)
 
     def delete(self, name: str, *, force: bool = False) -> None:
         """No new sessions from now on; gone with the last VM."""
         self._bridge.run(self._pools.delete(name, force=force))
+
+    def until_ready(self, name: str, timeout: float | None = None) -> pool_pb2.Pool:
+        """Wait until all that is to be warm is. Raises TimeoutError, too."""
+        return self._bridge.run(_within(timeout, self._pools.until_ready(name)))
+
+    def until_gone(self, name: str, timeout: float | None = None) -> None:
+        """Wait until a pool that is being deleted is no more. Raises TimeoutError, too."""
+        self._bridge.run(_within(timeout, self._pools.until_gone(name)))
+
+
+class History:
+    """As history.History."""
+
+    def __init__(self, bridge: _Bridge, client: AsyncClient) -> None:
+        self._bridge, self._history = bridge, client.history
+
+    def list(
+        self, *, oldest_first: bool = False, after: int = 0, **chosen: Unpack[Filter]
+    ) -> Iterator[event_pb2.Event]:
+        """Every event that is kept, the newest first."""
+        return self._bridge.iterate(self._history.list(oldest_first=oldest_first, after=after, **chosen))
+
+    def watch(self, *, after: int | None = None, **chosen: Unpack[Filter]) -> Iterator[event_pb2.Event]:
+        """Events as they happen, for ever."""
+        return self._bridge.iterate(self._history.watch(after=after, **chosen))
+
+
+async def _within(seconds: float | None, work: Coroutine[Any, Any, T]) -> T:
+    async with asyncio.timeout(seconds):
+        return await work
 
 
 class Session:
@@ -161,6 +202,14 @@ class Session:
         self._bridge, self._session = bridge, session
         self.pool, self.identifier = session.pool, session.identifier
         self.files = SessionFiles(bridge, session.files)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     @property
     def epoch(self) -> int | None:
@@ -224,9 +273,9 @@ class Session:
         """Copy a file here."""
         self._bridge.run(self._session.download(path, local))
 
-    def ensure(self) -> session_pb2.SessionBinding:
+    def ensure(self, timeout: float | None = None) -> session_pb2.SessionBinding:
         """Make the session if it is not there."""
-        return self._bridge.run(self._session.ensure())
+        return self._bridge.run(self._session.ensure(timeout))
 
     def info(self) -> session_pb2.Session:
         """What is known of the session."""

@@ -166,8 +166,9 @@ def _record(request: pb.CreateVmRequest) -> VmRecord:
     if not TEMPLATE_ID.fullmatch(request.template_id):
         raise InvalidArgument("INVALID_FIELD", "must be a SHA-256 in hexadecimal", field="template_id")
     lifetime = request.max_lifetime.ToNanoseconds() / 1e9
-    if not 1 <= lifetime <= 30 * 86_400:
-        raise InvalidArgument("INVALID_FIELD", "must be 1 s to 30 days", field="max_lifetime")
+    # The longest of a session, 30 days, and a day for the time before it is one.
+    if not 1 <= lifetime <= 31 * 86_400:
+        raise InvalidArgument("INVALID_FIELD", "must be 1 s to 31 days", field="max_lifetime")
     return VmRecord(
         vm_id=request.vm_id,
         template_id=request.template_id,

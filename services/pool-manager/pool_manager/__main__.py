@@ -16,6 +16,7 @@ from pool_manager import metrics
 from pool_manager.acquire import Acquirer
 from pool_manager.clock import Clock
 from pool_manager.config import Config
+from pool_manager.event_service import EventService
 from pool_manager.expiry import Expiry
 from pool_manager.fleet import Fleet
 from pool_manager.pool_service import NodeService, PoolService
@@ -25,7 +26,7 @@ from pool_manager.session_service import AssignmentService, NodeRegistryService,
 from pool_manager.sqlite_store import SqliteStore, StoreUnusable
 from pool_manager.store import Store
 from sandpool.pool.v1 import pool_pb2_grpc as internal
-from sandpool.v1 import node_pb2_grpc, pool_pb2_grpc, session_pb2_grpc
+from sandpool.v1 import event_pb2_grpc, node_pb2_grpc, pool_pb2_grpc, session_pb2_grpc
 from service_kit import boot, config, log, pages, server, telemetry
 from service_kit.errors import Unavailable
 from service_kit.metrics import reading
@@ -60,6 +61,9 @@ async def main_async(settings: Config, stopping: asyncio.Event) -> None:
         ),
         "sandpool.v1.SessionService": lambda grpc_server: session_pb2_grpc.add_SessionServiceServicer_to_server(
             SessionService(fleet, acquirer), grpc_server
+        ),
+        "sandpool.v1.EventService": lambda grpc_server: event_pb2_grpc.add_EventServiceServicer_to_server(
+            EventService(store, fleet.clock, stopping), grpc_server
         ),
         "sandpool.pool.v1.AssignmentService": lambda grpc_server: internal.add_AssignmentServiceServicer_to_server(
             AssignmentService(fleet, acquirer, expiry, key), grpc_server

@@ -13,7 +13,14 @@ from pool_manager.pool_spec import check_identifier, check_name
 from pool_manager.store import KEEP_ENDED_SECONDS, Conflict, EndedRow, SessionRow
 from sandpool.v1 import session_pb2
 from service_kit import failpoint
-from service_kit.errors import FailedPrecondition, NotFound, ResourceExhausted, SandpoolError, Unavailable
+from service_kit.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    SandpoolError,
+    Unavailable,
+)
 
 # Of a caller without a deadline.
 WAIT_SECONDS = 30.0
@@ -57,6 +64,8 @@ class Acquirer:
         """
         pool = self.pool(ref.pool)
         identifier = check_identifier(ref.identifier)
+        if ref.allocation not in session_pb2.Allocation.values():
+            raise InvalidArgument("INVALID_FIELD", "there is no such value", field="session.allocation")
         while (vm := pool.sessions.get(identifier)) is not None and vm.state not in (ASSIGNED, SEALED):
             await vm.gone.wait()
         epoch = vm.session.epoch if vm is not None and vm.session is not None else None
@@ -114,9 +123,8 @@ class Acquirer:
                 raise _nothing_in_time(pool)
 
     def _begin(self, pool: Pool, identifier: str) -> _Allocation:
-        if pool.row.deleting:
-            raise FailedPrecondition("POOL_DELETING", "the pool is being deleted", field="session.pool")
-        if len(pool.sessions) + pool.allocating >= pool.spec.max_sessions:
+        _check_open(pool)
+        if len(pool.sessions) + pool.beginning + len(pool.allocating) >= pool.spec.max_sessions:
             raise ResourceExhausted(
                 "MAX_SESSIONS",
                 f"the pool has its {pool.spec.max_sessions} sessions",
@@ -129,10 +137,10 @@ class Acquirer:
         key = (pool.row.name, identifier)
         task = self._fleet.own(self._allocate(pool, identifier))
         allocation = self._allocations[key] = _Allocation(task)
-        pool.allocating += 1
+        pool.allocating.add(identifier)
 
         def done(_: object) -> None:
-            pool.allocating -= 1
+            pool.allocating.discard(identifier)
             del self._allocations[key]
 
         task.add_done_callback(done)
@@ -142,6 +150,7 @@ class Acquirer:
         """Until it is done or nobody waits for it any more."""
         waited = False
         while True:
+            _check_open(pool)
             vm = pool.take()
             if vm is None:
                 waited = True
@@ -149,10 +158,13 @@ class Acquirer:
             if vm.state != WARM or not vm.confirmed:
                 continue
             vm.become(ASSIGNED)  # nobody else takes it while the commit is under way
+            pool.allocating.discard(identifier)
+            pool.beginning += 1
             # A task of its own: a commit is never given up half-way, and a session without a user expires.
             binding = await asyncio.shield(self._fleet.own(self._assign(pool, vm, identifier)))
             if binding is not None:
                 return replace(binding, waited=waited)
+            pool.allocating.add(identifier)
 
     async def _wait(self, pool: Pool) -> Vm:
         waiter: asyncio.Future[Vm] = asyncio.get_running_loop().create_future()
@@ -191,6 +203,8 @@ class Acquirer:
             self._fleet.destroy_soon(vm, session_pb2.END_REASON_ORPHANED)  # it serves nobody from now on
             other = pool.sessions.get(identifier)  # made by an allocation whose callers had left
             return Binding(other, other.session, False, None) if other is not None and other.session else None
+        finally:
+            pool.beginning -= 1
         vm.session = replace(row, epoch=epoch)
         pool.sessions[identifier] = vm
         self._fleet.on_assigned(vm)
@@ -223,6 +237,11 @@ def _outcome(binding: Binding) -> str:
     if not binding.created:
         return "found"
     return "waited" if binding.waited else "warm"
+
+
+def _check_open(pool: Pool) -> None:
+    if pool.closing:
+        raise FailedPrecondition("POOL_DELETING", "the pool is being deleted", field="session.pool")
 
 
 def _nothing_in_time(pool: Pool) -> ResourceExhausted:

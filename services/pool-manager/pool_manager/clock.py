@@ -22,4 +22,5 @@ class Clock:
 
     def shown(self, moment: float) -> float:
         """A moment of ours as the wall clock says it now, in seconds since the epoch."""
-        return moment + self._wall() - self.now()
+        # A tenth of a second: what the same moment is shown as must not differ with every look.
+        return moment + round(self._wall() - self.now(), 1)

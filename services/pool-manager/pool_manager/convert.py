@@ -4,8 +4,8 @@ from pool_manager.acquire import Binding
 from pool_manager.clock import Clock
 from pool_manager.model import ASSIGNED, PROVISIONING, SEALED, Pool
 from pool_manager.node_link import NodeLink
-from pool_manager.store import SessionRow
-from sandpool.v1 import node_pb2, pool_pb2, session_pb2
+from pool_manager.store import EventRow, SessionRow
+from sandpool.v1 import event_pb2, node_pb2, pool_pb2, session_pb2
 
 
 def pool(source: Pool) -> pool_pb2.Pool:
@@ -16,6 +16,7 @@ def pool(source: Pool) -> pool_pb2.Pool:
     message.state = pool_pb2.POOL_STATE_DELETING if row.deleting else pool_pb2.POOL_STATE_ACTIVE
     message.counts.provisioning = source.count(PROVISIONING) + source.starting
     message.counts.warm, message.counts.assigned = len(source.warm) + len(source.stale), source.count(ASSIGNED)
+    message.counts.outdated = len(source.stale)
     message.counts.sealed, message.counts.waiting = source.count(SEALED), source.is_waiting()
     for kind, condition in sorted(source.conditions.items()):
         added = message.conditions.add(type=kind, reason=condition.reason, message=condition.message)
@@ -51,4 +52,21 @@ def node(link: NodeLink, vms: int) -> node_pb2.Node:
     message.vms = vms
     if link.last_seen_at:
         message.last_seen_at.FromNanoseconds(int(link.last_seen_at * 1e9))
+    return message
+
+
+def event(row: EventRow, clock: Clock) -> event_pb2.Event:
+    """Something that happened."""
+    message = event_pb2.Event(
+        sequence=row.sequence,
+        type=row.type,  # type: ignore[arg-type]
+        reason=row.reason,
+        detail=row.detail,
+        pool=row.pool,
+        session=row.session,
+        epoch=row.epoch,
+        vm_id=row.vm_id,
+        node_id=row.node_id,
+    )
+    message.at.FromNanoseconds(int(clock.shown(row.at) * 1e9))
     return message

@@ -9,12 +9,13 @@ from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
-from pool_manager import metrics
+from pool_manager import happened, metrics
 from pool_manager.clock import Clock
-from pool_manager.model import ASSIGNED, DESTROYED, PROVISIONING, WARM, Pool, Vm
+from pool_manager.model import ASSIGNED, DESTROYED, PROVISIONING, WARM, Condition, Pool, Vm
 from pool_manager.node_link import NodeLink
-from pool_manager.store import Everything, NodeRow, PoolRow, Store
+from pool_manager.store import EventRow, Everything, NodeRow, PoolRow, Store
 from sandpool.node.v1 import node_pb2 as node
+from sandpool.v1 import pool_pb2
 from sandpool.v1 import session_pb2 as end
 from service_kit import failpoint
 from service_kit.errors import SandpoolError, Unavailable
@@ -62,6 +63,12 @@ class Fleet:
             self.on_assigned(vm)
         for node_row in everything.nodes:
             self._link(node_row)
+        for pool in [pool for pool in self.pools.values() if pool.row.deleting]:
+            self.on_room(pool)  # it may be empty already
+
+    def tell(self, event: EventRow) -> None:
+        """Record what happened and changed no row; in the order of the calls."""
+        self.own(self.store.record(event))
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
@@ -72,7 +79,7 @@ class Fleet:
         if known is not None and (known.agent_address, known.tunnel_address) == (row.agent_address, row.tunnel_address):
             return
         row = NodeRow(row.node_id, row.agent_address, row.tunnel_address, known.boot_id if known else "")
-        await self.store.save_node(row)
+        await self.store.save_node(row, happened.node_registered(row, self.clock.now()))
         if link is not None:
             self._watches[row.node_id].cancel()
             await asyncio.wait([self._watches[row.node_id]])
@@ -105,9 +112,11 @@ class Fleet:
             await vm.gone.wait()
         if link.row.boot_id != snapshot.boot_id:
             link.row = NodeRow(link.row.node_id, link.row.agent_address, link.row.tunnel_address, snapshot.boot_id)
-            await self.store.save_node(link.row)
+            events = [happened.node_rebooted(link.row.node_id, self.clock.now())] if rebooted else []
+            await self.store.save_node(link.row, *events)
         for pool in self.pools.values():
             pool.try_again()
+        self.tell(happened.node_ready(link.row.node_id, len(there), self.clock.now()))
         asyncio.get_running_loop().call_soon(self.kick_all)
 
     def on_vm(self, link: NodeLink, change: node.Vm) -> None:
@@ -126,9 +135,10 @@ class Fleet:
         """It takes VMs from now on."""
         self.on_nodes()
 
-    def on_unreachable(self, link: NodeLink) -> None:
+    def on_unreachable(self, link: NodeLink, reason: str) -> None:
         """Its warm VMs cannot be assigned now."""
         self.on_nodes()
+        self.tell(happened.node_unreachable(link.row.node_id, reason, self.clock.now()))
         for vm in [vm for vm in self.vms.values() if vm.row.node_id == link.row.node_id]:
             vm.confirmed = False
             pool = self.pools[vm.row.pool]
@@ -145,7 +155,7 @@ class Fleet:
     async def ready(self, vm: Vm) -> None:
         """Its node says that it is unique and proven: keep it warm. Idempotent."""
         if vm.state == PROVISIONING:
-            await self._insist(lambda: self.store.set_warm(vm.row.vm_id))
+            await self._insist(lambda: self.store.set_warm(vm.row.vm_id, self.clock.now()))
         if vm.state == PROVISIONING:  # still
             vm.become(WARM)
         if vm.state == WARM and not vm.confirmed and not vm.doomed:
@@ -156,7 +166,7 @@ class Fleet:
 
     async def destroy(self, vm: Vm, reason: Reason) -> None:
         """End a VM whatever goes on in it; returns when that is durable. Raises SandpoolError."""
-        self.pools[vm.row.pool].withdraw(vm)
+        self._withdraw(vm)
         link = self.links.get(vm.row.node_id)
         if link is None:
             raise Unavailable("NODE_UNREACHABLE", f"node {vm.row.node_id} is not known")
@@ -174,7 +184,7 @@ class Fleet:
 
     def destroy_soon(self, vm: Vm, reason: Reason) -> None:
         """As destroy, by a task of ours that does not give up: nobody gets this VM any more."""
-        self.pools[vm.row.pool].withdraw(vm)
+        self._withdraw(vm)
         if not vm.doomed:
             vm.doomed = True
             self.own(self._destroy_some_day(vm, reason))
@@ -189,15 +199,22 @@ class Fleet:
 
     def take_back(self, vm: Vm) -> None:
         """The store refused to assign a VM: it has served nobody."""
-        if vm.state == ASSIGNED and vm.confirmed:
+        if vm.state == ASSIGNED and vm.confirmed and not vm.doomed:
             vm.become(WARM)
             self.pools[vm.row.pool].offer(vm)
             self.on_room(self.pools[vm.row.pool])
         else:
             self.destroy_soon(vm, end.END_REASON_ORPHANED)
 
-    async def ended(self, vm: Vm, reason: Reason) -> None:
+    def _withdraw(self, vm: Vm) -> None:
+        pool = self.pools.get(vm.row.pool)
+        if pool is not None:  # else it is gone with its last VM, which was this one
+            pool.withdraw(vm)
+
+    async def ended(self, vm: Vm, reason: Reason, detail: str = "") -> None:
         """A VM is confirmed to be gone, and so is its session: durably, then in memory. Idempotent."""
+        if vm.state != DESTROYED:
+            vm.end_detail = detail
         self.end({vm: reason})
         await vm.gone.wait()
 
@@ -212,7 +229,7 @@ class Fleet:
 
     async def _end(self, was: Mapping[Vm, str]) -> None:
         failpoint.reach(failpoint.Place.VM_DESTROYED)
-        rows = {vm.row.vm_id: int(vm.end_reason) for vm in was}
+        rows = {vm.row.vm_id: (int(vm.end_reason), vm.end_detail) for vm in was}
         await self._insist(lambda: self.store.end_vms(rows, self.clock.now()))
         for vm, state in was.items():
             metrics.count_end(vm.row.pool, vm.end_reason)
@@ -242,9 +259,9 @@ class Fleet:
 
     # -- pools -----------------------------------------------------------------------------------------------------
 
-    async def save_pool(self, row: PoolRow) -> Pool:
-        """Insert or change, durably."""
-        await self.store.save_pool(row)
+    async def save_pool(self, row: PoolRow, was: PoolRow | None, event: EventRow) -> Pool:
+        """Insert (was: None) or change, durably. Raises Conflict: it is another one by now."""
+        await self.store.save_pool(row, was, event)
         pool = self.pools.get(row.name)
         if pool is None:
             pool = self.pools[row.name] = Pool(row)
@@ -257,8 +274,26 @@ class Fleet:
         """The end of a deleted pool."""
         if pool.row.deleting and not pool.vms and not pool.starting and self.pools.get(pool.row.name) is pool:
             del self.pools[pool.row.name]
-            await self.store.remove_pool(pool.row.name)
+            await self.store.remove_pool(pool.row.name, happened.pool_removed(pool.row.name, self.clock.now()))
             log.info("pool_removed", pool=pool.row.name)
+
+    def set_condition(
+        self, pool: Pool, kind: pool_pb2.PoolConditionType.ValueType, reason: str, message: str = ""
+    ) -> None:
+        """Something is true of a pool from now on, or true still."""
+        old = pool.conditions.get(kind)
+        if old is not None and old.reason == reason:
+            old.message = message
+            return
+        pool.conditions[kind] = Condition(reason, message, self.clock.now())
+        self.tell(happened.condition(True, pool.row.name, kind, reason, message, self.clock.now()))
+
+    def clear_condition(self, pool: Pool, kind: pool_pb2.PoolConditionType.ValueType, reason: str = "") -> None:
+        """It is true no more; with a reason, only if it was for that one. Idempotent."""
+        old = pool.conditions.get(kind)
+        if old is not None and reason in ("", old.reason):
+            del pool.conditions[kind]
+            self.tell(happened.condition(False, pool.row.name, kind, old.reason, "", self.clock.now()))
 
     def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run work as a task that close() ends."""
@@ -286,5 +321,6 @@ def _reason_told(vm: Vm, told: node.Vm) -> Reason:
     """Why a VM has ended, as its node says."""
     if told.end_reason != end.END_REASON_UNSPECIFIED:
         vm.end_reason = told.end_reason
+    vm.end_detail = told.detail
     vm.ended.set()
     return told.end_reason or end.END_REASON_VM_LOST

@@ -36,6 +36,8 @@ class Vm:
     state: str
     session: SessionRow | None = None
     end_reason: session_pb2.EndReason.ValueType = session_pb2.END_REASON_UNSPECIFIED
+    # For humans: what its node said of its end.
+    end_detail: str = ""
     # Its node has said in a snapshot or a change, to this process, that it is ready.
     confirmed: bool = False
     # It is to be destroyed, whatever it was: nobody gets it.
@@ -74,7 +76,11 @@ class Pool:
         self.stale: dict[Vm, None] = {}
         self.provisioning: set[Vm] = set()
         self.waiting: deque[asyncio.Future[Vm]] = deque()
-        self.allocating = 0
+        # Identifiers of sessions to come that have no VM yet; and how many have one, which is being committed.
+        self.allocating: set[str] = set()
+        self.beginning = 0
+        # Being deleted, or about to be: the row says so a moment later.
+        self.closing = row.deleting
         # Creations that have no row yet.
         self.starting = 0
         self.failures = 0
@@ -87,7 +93,9 @@ class Pool:
             self.stale.update(self.warm)
             self.warm.clear()
             self.provisioning.clear()
+            self.try_again()  # the new one may be better
         self.row, self.spec = row, pool_pb2.PoolSpec.FromString(row.spec)
+        self.closing = row.deleting
 
     def add(self, vm: Vm) -> None:
         """A VM that is about to be created, or was found at the start."""
@@ -146,15 +154,26 @@ class Pool:
 
     def shortage(self) -> int:
         """Creations to begin now, so that ready_target VMs are warm beyond those that callers wait for."""
-        if self.row.deleting:
-            return 0
-        free_places = self.spec.max_sessions - len(self.sessions)
-        wanted = min(self.spec.ready_target + self.is_waiting(), free_places)
+        wanted = min(self.spec.ready_target + self.is_waiting(), self._free_places())
         return max(0, wanted - len(self.warm) - self.coming())
+
+    def _free_places(self) -> int:
+        """Sessions that may still begin."""
+        if self.closing:
+            return 0
+        return max(0, self.spec.max_sessions - len(self.sessions) - self.beginning)
+
+    def is_full(self) -> bool:
+        """Whether max_sessions is reached."""
+        return len(self.sessions) >= self.spec.max_sessions
+
+    def in_use(self) -> list[Vm]:
+        """VMs of sessions, those that begin just now included."""
+        return [vm for vm in self.vms.values() if vm.state in (ASSIGNED, SEALED)]
 
     def surplus(self) -> list[Vm]:
         """Warm VMs to destroy: beyond the target, and one of an older generation for each that is ready of this one."""
-        target = 0 if self.row.deleting else self.spec.ready_target
+        target = min(self.spec.ready_target, self._free_places())
         extra = list(self.warm)[target:] if len(self.warm) > target else []
         return extra + list(self.stale)[max(0, target - len(self.warm)) :]
 

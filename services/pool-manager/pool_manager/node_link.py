@@ -41,8 +41,8 @@ class Listener(Protocol):
     def on_ready(self, link: NodeLink) -> None:
         """Its snapshot is taken over: VMs may be placed there."""
 
-    def on_unreachable(self, link: NodeLink) -> None:
-        """No heartbeat: nothing is placed there until the next snapshot."""
+    def on_unreachable(self, link: NodeLink, reason: str) -> None:
+        """No heartbeat, or its Watch ended: nothing is placed there until the next snapshot."""
 
 
 class NodeLink:
@@ -65,14 +65,19 @@ class NodeLink:
     async def run(self) -> None:
         """Watch until cancelled."""
         while True:
+            reason = "WATCH_ENDED"
             try:
                 await self._watch()
-            except (grpc.aio.AioRpcError, TimeoutError, errors.SandpoolError) as error:
-                if self.ready:
-                    log.warning("node_unreachable", node_id=self.row.node_id, error=type(error).__name__)
+            except TimeoutError:
+                reason = "NO_HEARTBEAT"
+            except errors.SandpoolError as error:
+                reason = error.reason
+            except grpc.aio.AioRpcError as error:
+                reason = error.code().name
             if self.ready:
+                log.warning("node_unreachable", node_id=self.row.node_id, reason=reason)
                 self.node.state = node_pb2.NODE_STATE_UNREACHABLE
-                self._listener.on_unreachable(self)
+                self._listener.on_unreachable(self, reason)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _watch(self) -> None:

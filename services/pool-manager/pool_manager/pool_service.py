@@ -6,13 +6,13 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from pool_manager import convert, pool_spec
+from pool_manager import convert, happened, pool_spec
 from pool_manager.acquire import Acquirer
 from pool_manager.fleet import Fleet
 from pool_manager.paging import page
-from pool_manager.store import PoolRow
-from sandpool.v1 import node_pb2, node_pb2_grpc, pool_pb2, pool_pb2_grpc, session_pb2
-from service_kit.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
+from pool_manager.store import Conflict, PoolRow
+from sandpool.v1 import node_pb2, node_pb2_grpc, pool_pb2, pool_pb2_grpc
+from service_kit.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, Unavailable
 
 Context = Any
 
@@ -31,10 +31,13 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         pool = self._fleet.pools.get(name)
         if pool is None:
             row = PoolRow(name, spec.SerializeToString(deterministic=True), 1, False, time.time())
-            pool = await self._fleet.save_pool(row)
-        elif pool.row.deleting:
+            try:
+                pool = await self._fleet.save_pool(row, None, happened.pool_created(name, self._fleet.clock.now()))
+            except Conflict:  # made by another call at the same time
+                pool = self._acquirer.pool(name, "name")
+        if pool.closing:
             raise FailedPrecondition("POOL_DELETING", "the pool of this name is being deleted", field="name")
-        elif pool.spec != spec:
+        if pool.spec != spec:
             raise AlreadyExists("POOL_EXISTS", "a pool of this name has other settings", field="name")
         return pool_pb2.CreatePoolResponse(pool=convert.pool(pool))
 
@@ -51,27 +54,43 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
     async def Update(self, request: pool_pb2.UpdatePoolRequest, context: Context) -> pool_pb2.UpdatePoolResponse:  # noqa: N802
         """A change of what VMs are made of begins a generation."""
         pool = self._acquirer.pool(request.name, "name")
-        if pool.row.deleting:
+        if pool.closing:
             raise FailedPrecondition("POOL_DELETING", "the pool is being deleted", field="name")
         if request.HasField("expected_generation") and request.expected_generation != pool.row.generation:
             raise Aborted("GENERATION_CHANGED", f"the pool is at generation {pool.row.generation}")
         spec, new_generation = pool_spec.update(pool.spec, request.spec, request.update_mask)
         serialized = spec.SerializeToString(deterministic=True)
-        row = replace(pool.row, spec=serialized, generation=pool.row.generation + new_generation)
-        pool = await self._fleet.save_pool(row)
+        was, paths = pool.row, list(request.update_mask.paths)
+        row = replace(was, spec=serialized, generation=was.generation + new_generation)
+        if row != was:
+            try:
+                pool = await self._fleet.save_pool(
+                    row, was, happened.pool_updated(was, row, paths, self._fleet.clock.now())
+                )
+            except Conflict as error:
+                raise Aborted("POOL_CHANGED", "another call changed the pool at the same time") from error
         return pool_pb2.UpdatePoolResponse(pool=convert.pool(pool))
 
     async def Delete(self, request: pool_pb2.DeletePoolRequest, context: Context) -> pool_pb2.DeletePoolResponse:  # noqa: N802
         """No new sessions from now on; gone with the last VM."""
         pool = self._acquirer.pool(request.name, "name")
-        if pool.sessions and not request.force:
-            raise FailedPrecondition("POOL_IN_USE", f"{len(pool.sessions)} sessions live; use force", field="force")
+        if pool.row.deleting:
+            return pool_pb2.DeletePoolResponse()
+        if (in_use := pool.in_use()) and not request.force:
+            raise FailedPrecondition("POOL_IN_USE", f"{len(in_use)} sessions live; use force", field="force")
+        pool.closing = True  # from here on no session begins
         for waiter in pool.waiting:
             if not waiter.done():
                 waiter.set_exception(FailedPrecondition("POOL_DELETING", "the pool is being deleted"))
-        await self._fleet.save_pool(replace(pool.row, deleting=True))
-        for vm in list(pool.sessions.values()):
-            self._fleet.destroy_soon(vm, session_pb2.END_REASON_POOL_DELETED)
+        event = happened.pool_deleting(pool.row.name, request.force, self._fleet.clock.now())
+        try:
+            await self._fleet.save_pool(replace(pool.row, deleting=True), pool.row, event)
+        except Conflict as error:
+            pool.closing = pool.row.deleting
+            raise Aborted("POOL_CHANGED", "another call changed the pool at the same time") from error
+        except Unavailable:
+            pool.closing = pool.row.deleting
+            raise
         return pool_pb2.DeletePoolResponse()
 
 

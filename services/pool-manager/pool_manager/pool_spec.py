@@ -73,7 +73,9 @@ def update(old: pb.PoolSpec, new: pb.PoolSpec, mask: field_mask_pb2.FieldMask) -
         _clear(merged, path)
     mask.MergeMessage(new, merged, True, True)
     merged = complete(merged)
-    return merged, any(getattr(old, name) != getattr(merged, name) for name in GENERATION_FIELDS)
+    anew = any(getattr(old, name) != getattr(merged, name) for name in GENERATION_FIELDS)
+    # Nodes end VMs at the lifetime that these were made with.
+    return merged, anew or merged.max_lifetime.ToNanoseconds() > old.max_lifetime.ToNanoseconds()
 
 
 def _clear(spec: pb.PoolSpec, path: str) -> None:

@@ -12,13 +12,13 @@ from google.protobuf import duration_pb2
 
 from pool_manager import metrics, ulid
 from pool_manager.fleet import Fleet
-from pool_manager.model import PROVISIONING, Condition, Pool, Vm
+from pool_manager.model import ASSIGNED, PROVISIONING, WARM, Pool, Vm
 from pool_manager.node_link import NodeLink
 from pool_manager.store import VmRow
 from sandpool.node.v1 import node_pb2 as node
 from sandpool.v1 import pool_pb2, session_pb2
 from service_kit import failpoint
-from service_kit.errors import DeadlineExceeded, ResourceExhausted, SandpoolError, Unavailable
+from service_kit.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted, SandpoolError, Unavailable
 
 log = structlog.get_logger("refill")
 
@@ -50,11 +50,18 @@ class Refill:
         """Look at a pool: to be called after every event that may matter to it. Cheap when nothing is to be done."""
         if self._fleet.pools.get(pool.row.name) is not pool:
             return
+        if pool.closing:
+            if pool.row.deleting:
+                self._drain(pool)
+            return
         for vm in pool.surplus():
             self._fleet.destroy_soon(vm, session_pb2.END_REASON_SUPERSEDED)
-        if pool.row.deleting:
-            self._fleet.own(self._fleet.remove_pool_if_empty(pool))
-            return
+        if pool.is_full():
+            self._fleet.set_condition(
+                pool, AT_CAPACITY, "MAX_SESSIONS", f"it has its {pool.spec.max_sessions} sessions"
+            )
+        else:
+            self._fleet.clear_condition(pool, AT_CAPACITY, "MAX_SESSIONS")
         wait = pool.not_before - time.monotonic()
         if wait > 0:
             self._later(pool, wait)
@@ -62,6 +69,13 @@ class Refill:
         for _ in range(min(pool.shortage(), MAX_CREATING - pool.coming())):
             pool.starting += 1
             self._fleet.own(self._create(pool))
+
+    def _drain(self, pool: Pool) -> None:
+        """Whatever is left in a deleted pool goes."""
+        for vm in list(pool.vms.values()):
+            if vm.state in (WARM, ASSIGNED):
+                self._fleet.destroy_soon(vm, session_pb2.END_REASON_POOL_DELETED)
+        self._fleet.own(self._fleet.remove_pool_if_empty(pool))
 
     def _later(self, pool: Pool, seconds: float) -> None:
         if pool.row.name not in self._timers:
@@ -76,12 +90,12 @@ class Refill:
         begun = time.monotonic()
         try:
             try:
-                vm, link = await self._begin(pool)
+                vm, link, spec = await self._begin(pool)
             finally:
                 pool.starting -= 1
             failpoint.reach(failpoint.Place.VM_ADDED)
             try:
-                await link.create(self._request(pool, vm))
+                await link.create(_request(spec, vm))
             except SandpoolError as error:
                 await self._clean_up(vm, error)
                 raise
@@ -94,15 +108,18 @@ class Refill:
         else:
             metrics.count_creation(pool.row.name, "ready", time.monotonic() - begun)
             pool.try_again()
-            for kind in (NOT_PROGRESSING, AT_CAPACITY):
-                pool.conditions.pop(kind, None)
+            self._fleet.clear_condition(pool, NOT_PROGRESSING)
+            self._fleet.clear_condition(pool, AT_CAPACITY, "NO_CAPACITY")
         self.kick(pool)
 
-    async def _begin(self, pool: Pool) -> tuple[Vm, NodeLink]:
-        """Choose a node, and make the row that comes before the VM."""
-        link = self._place(pool)
-        spec, generation = pool.spec, pool.row.generation
-        template_id = await self._template(pool, link, spec)
+    async def _begin(self, pool: Pool) -> tuple[Vm, NodeLink, pool_pb2.PoolSpec]:
+        """Choose a node, and make the row that comes before the VM; both are of one generation."""
+        generation = 0
+        while generation != pool.row.generation:  # the template may have taken minutes
+            link, spec, generation = self._place(pool), pool.spec, pool.row.generation
+            template_id = await self._template(pool, link, spec)
+        if pool.closing:
+            raise FailedPrecondition("POOL_DELETING", "the pool is being deleted")
         vm_id = ulid.encode(int(time.time() * 1000), os.urandom(10))
         row = VmRow(
             vm_id, pool.row.name, generation, link.row.node_id, template_id, PROVISIONING, self._fleet.clock.now()
@@ -116,7 +133,7 @@ class Refill:
             del self._fleet.vms[vm_id]
             pool.remove(vm)
             raise
-        return vm, link
+        return vm, link, spec
 
     def _place(self, pool: Pool) -> NodeLink:
         """The node with the most memory left. Raises Unavailable, ResourceExhausted."""
@@ -134,41 +151,38 @@ class Refill:
 
     async def _template(self, pool: Pool, link: NodeLink, spec: pool_pb2.PoolSpec) -> str:
         def progress(message: str) -> None:
-            _set(pool, BUILDING_TEMPLATE, "BUILDING_TEMPLATE", message)
+            self._fleet.set_condition(pool, BUILDING_TEMPLATE, "BUILDING_TEMPLATE", message)
 
         try:
             return await link.template(spec.template, spec.resources, progress)
         finally:
-            pool.conditions.pop(BUILDING_TEMPLATE, None)
-
-    def _request(self, pool: Pool, vm: Vm) -> node.CreateVmRequest:
-        lifetime = duration_pb2.Duration()
-        lifetime.FromNanoseconds(pool.spec.max_lifetime.ToNanoseconds() + int(MAX_WARM_SECONDS * 1e9))
-        return node.CreateVmRequest(
-            vm_id=vm.row.vm_id,
-            template_id=vm.row.template_id,
-            max_lifetime=lifetime,
-            resources=pool.spec.resources,
-            background_is_activity=pool.spec.background_is_activity,
-        )
+            self._fleet.clear_condition(pool, BUILDING_TEMPLATE)
 
     async def _clean_up(self, vm: Vm, error: SandpoolError) -> None:
         """What came of a CreateVm that failed: nothing if the node says so, else destroy what may be there."""
         if isinstance(error, Unavailable | DeadlineExceeded):
             self._fleet.destroy_soon(vm, session_pb2.END_REASON_CREATE_FAILED)
         else:
-            await self._fleet.ended(vm, session_pb2.END_REASON_CREATE_FAILED)
+            await self._fleet.ended(vm, session_pb2.END_REASON_CREATE_FAILED, f"{error.reason}: {error.message}")
 
     def _failed(self, pool: Pool, error: SandpoolError) -> None:
+        if pool.closing:
+            return
         pool.fail(time.monotonic(), lambda failures: backoff_seconds(failures, random.random()))
         if error.reason in ("NODE_FULL", "NO_CAPACITY"):
-            _set(pool, AT_CAPACITY, "NO_CAPACITY", error.message)
+            self._fleet.set_condition(pool, AT_CAPACITY, "NO_CAPACITY", error.message)
         else:
-            _set(pool, NOT_PROGRESSING, error.reason, error.message)
+            self._fleet.set_condition(pool, NOT_PROGRESSING, error.reason, error.message)
         log.warning("refill_failed", pool=pool.row.name, reason=error.reason, failures=pool.failures)
 
 
-def _set(pool: Pool, kind: pool_pb2.PoolConditionType.ValueType, reason: str, message: str) -> None:
-    old = pool.conditions.get(kind)
-    since = old.since if old is not None and old.reason == reason else time.time()
-    pool.conditions[kind] = Condition(reason, message, since)
+def _request(spec: pool_pb2.PoolSpec, vm: Vm) -> node.CreateVmRequest:
+    lifetime = duration_pb2.Duration()
+    lifetime.FromNanoseconds(spec.max_lifetime.ToNanoseconds() + int(MAX_WARM_SECONDS * 1e9))
+    return node.CreateVmRequest(
+        vm_id=vm.row.vm_id,
+        template_id=vm.row.template_id,
+        max_lifetime=lifetime,
+        resources=spec.resources,
+        background_is_activity=spec.background_is_activity,
+    )

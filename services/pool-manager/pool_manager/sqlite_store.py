@@ -9,8 +9,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pool_manager import metrics
-from pool_manager.store import KEEP_ENDED_SECONDS, Conflict, EndedRow, Everything, NodeRow, PoolRow, SessionRow, VmRow
+from pool_manager import event_table, happened, metrics
+from pool_manager.store import (
+    KEEP_ENDED_SECONDS,
+    Conflict,
+    EndedRow,
+    EventPage,
+    EventQuery,
+    EventRow,
+    Everything,
+    NodeRow,
+    PoolRow,
+    SessionRow,
+    VmRow,
+)
 from service_kit.errors import Unavailable
 
 T = TypeVar("T")
@@ -18,7 +30,7 @@ Connection = sqlite3.Connection
 
 # Writes that share one commit.
 MAX_GROUP = 256
-# Each is what a file of the version before it lacks.
+# Each is what a file of the version before it lacks; one that was released is never changed.
 MIGRATIONS = (
     """
 CREATE TABLE pools (name TEXT PRIMARY KEY, spec BLOB NOT NULL, generation INTEGER NOT NULL, deleting INTEGER NOT NULL,
@@ -37,6 +49,7 @@ CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT RO
 INSERT INTO counters VALUES ('epoch', 0);
 """,
     "CREATE TABLE clock (boot_id TEXT PRIMARY KEY, seconds REAL NOT NULL) WITHOUT ROWID;",
+    event_table.SCHEMA,
 )
 
 
@@ -56,8 +69,11 @@ class SqliteStore:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._connection = _open(path)
+            self._events = event_table.Reader(path)
         except (sqlite3.Error, OSError) as error:
             raise StoreUnusable(f"{path}: {error}") from error
+        self._events_added = asyncio.Event()
+        self._pruner = event_table.Pruner(self._connection)
         self._thread = threading.Thread(target=self._write_for_ever, name="store", daemon=True)
         self._thread.start()
 
@@ -74,13 +90,15 @@ class SqliteStore:
             if group is None:
                 self._connection.close()
                 return
-            begun = time.perf_counter()
+            begun, before = time.perf_counter(), self._connection.total_changes
             outcomes, why = self._commit(group)
             metrics.count_commit(time.perf_counter() - begun, len(group), not why)
             if self._writable is not (not why):
                 self._writable, self._why = not why, why
                 self._loop.call_soon_threadsafe(self._tell, not why, why)
-            self._loop.call_soon_threadsafe(_settle, outcomes)
+            changes = self._connection.total_changes - before
+            self._loop.call_soon_threadsafe(self._settle, outcomes, changes > 0)
+            self._pruner.after_commit(changes)
 
     def _next_group(self) -> "list[_Job] | None":
         job = self._jobs.get()
@@ -133,10 +151,23 @@ class SqliteStore:
         """A write that changes nothing."""
         await self._do(lambda db: db.execute("UPDATE counters SET value = value WHERE name = 'epoch'") and None)
 
+    def _settle(self, outcomes: "list[tuple[_Job, Any]]", changed: bool) -> None:
+        for job, outcome in outcomes:
+            if job.future.done():  # its caller has left: the change is made all the same
+                continue
+            if isinstance(outcome, Exception):
+                job.future.set_exception(outcome)
+            else:
+                job.future.set_result(outcome)
+        if changed:  # there is no change that no event tells
+            self._events_added.set()
+            self._events_added = asyncio.Event()
+
     async def close(self) -> None:
         """After everything that is under way."""
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._events.close)
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -161,61 +192,83 @@ class SqliteStore:
             )
         )
 
-    async def save_pool(self, row: PoolRow) -> None:
-        """Insert or replace."""
-        values = (row.name, row.spec, row.generation, row.deleting, row.created_at)
-        await self._do(lambda db: db.execute("INSERT OR REPLACE INTO pools VALUES (?, ?, ?, ?, ?)", values) and None)
+    async def save_pool(self, row: PoolRow, was: PoolRow | None, *events: EventRow) -> None:
+        """Insert, or change it as it was."""
 
-    async def remove_pool(self, name: str) -> None:
+        def save(db: Connection) -> None:
+            known = db.execute("SELECT * FROM pools WHERE name = ?", (row.name,)).fetchone()
+            if known != (None if was is None else _pool(was)):
+                raise Conflict("the pool was changed meanwhile")
+            db.execute("INSERT OR REPLACE INTO pools VALUES (?, ?, ?, ?, ?)", _pool(row))
+            event_table.append(db, *events)
+
+        await self._do(save)
+
+    async def remove_pool(self, name: str, *events: EventRow) -> None:
         """With everything that was kept of its sessions."""
 
         def remove(db: Connection) -> None:
             db.execute("DELETE FROM ended WHERE pool = ?", (name,))
             db.execute("DELETE FROM pools WHERE name = ?", (name,))
+            event_table.append(db, *events)
 
         await self._do(remove)
 
-    async def save_node(self, row: NodeRow) -> None:
+    async def save_node(self, row: NodeRow, *events: EventRow) -> None:
         """Insert or replace."""
         values = (row.node_id, row.agent_address, row.tunnel_address, row.boot_id)
-        await self._do(lambda db: db.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?)", values) and None)
+
+        def save(db: Connection) -> None:
+            db.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?)", values)
+            event_table.append(db, *events)
+
+        await self._do(save)
 
     async def add_vm(self, row: VmRow) -> None:
         """Before its creation is asked for."""
         values = (row.vm_id, row.pool, row.generation, row.node_id, row.template_id, row.state, row.created_at)
-        await self._do(lambda db: db.execute("INSERT INTO vms VALUES (?, ?, ?, ?, ?, ?, ?)", values) and None)
 
-    async def set_warm(self, vm_id: str) -> None:
+        def add(db: Connection) -> None:
+            db.execute("INSERT INTO vms VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            event_table.append(db, happened.vm_added(row))
+
+        await self._do(add)
+
+    async def set_warm(self, vm_id: str, now: float) -> None:
         """PROVISIONING to WARM."""
-        statement = "UPDATE vms SET state = 'WARM' WHERE vm_id = ? AND state = 'PROVISIONING'"
-        await self._do(lambda db: db.execute(statement, (vm_id,)) and None)
+        statement = "UPDATE vms SET state = 'WARM' WHERE vm_id = ? AND state = 'PROVISIONING' RETURNING pool, node_id"
+
+        def warm(db: Connection) -> None:
+            for pool, node_id in db.execute(statement, (vm_id,)).fetchall():
+                event_table.append(db, happened.vm_warm(pool, vm_id, node_id, now))
+
+        await self._do(warm)
 
     async def assign(self, session: SessionRow) -> tuple[int, EndedRow | None]:
         """WARM to ASSIGNED, the session row, a new epoch."""
 
         def assign(db: Connection) -> tuple[int, EndedRow | None]:
-            statement = "UPDATE vms SET state = 'ASSIGNED' WHERE vm_id = ? AND state = 'WARM'"
-            if db.execute(statement, (session.vm_id,)).rowcount != 1:
+            statement = "UPDATE vms SET state = 'ASSIGNED' WHERE vm_id = ? AND state = 'WARM' RETURNING node_id"
+            free = db.execute(statement, (session.vm_id,)).fetchall()
+            if not free:
                 raise Conflict("the VM is not free")
             statement = "UPDATE counters SET value = value + 1 WHERE name = 'epoch' RETURNING value"
             epoch = int(db.execute(statement).fetchall()[0][0])
             row = (session.pool, session.identifier, epoch, session.vm_id)
             times = (session.created_at, session.expires_at, session.cooldown_seconds)
             db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", row + times)
+            event_table.append(db, happened.session_began(session, epoch, free[0][0]))
             since = session.created_at - KEEP_ENDED_SECONDS
             return epoch, _ended(db, session.pool, session.identifier, since)
 
         return await self._do(assign)
 
-    async def end_vms(self, reasons: Mapping[str, int], now: float) -> None:
+    async def end_vms(self, ends: Mapping[str, tuple[int, str]], now: float) -> None:
         """The VMs and their sessions are gone, and why is kept."""
 
         def end(db: Connection) -> None:
-            statement = "DELETE FROM sessions WHERE vm_id = ? RETURNING pool, identifier, epoch"
-            for vm_id, reason in reasons.items():
-                db.execute("DELETE FROM vms WHERE vm_id = ?", (vm_id,))
-                for row in db.execute(statement, (vm_id,)).fetchall():
-                    db.execute("INSERT OR REPLACE INTO ended VALUES (?, ?, ?, ?, ?)", (*row, reason, now))
+            for vm_id, (reason, detail) in ends.items():
+                _end(db, vm_id, happened.End(reason, now, detail))
             db.execute("DELETE FROM ended WHERE ended_at < ?", (now - KEEP_ENDED_SECONDS,))
 
         await self._do(end)
@@ -224,20 +277,40 @@ class SqliteStore:
         """How the last session of that name ended."""
         return await self._do(lambda db: _ended(db, pool, identifier, since))
 
+    # -- events ----------------------------------------------------------------------------------------------------
+
+    async def record(self, *events: EventRow) -> None:
+        """What changed no row."""
+        await self._do(lambda db: event_table.append(db, *events))
+
+    async def events(self, query: EventQuery) -> EventPage:
+        """By a connection of its own."""
+        return await asyncio.to_thread(self._events.select, query)
+
+    def events_added(self) -> asyncio.Event:
+        """Set by the next commit."""
+        return self._events_added
+
 
 class _Job:
     def __init__(self, work: Callable[[Connection], Any], future: "asyncio.Future[Any]") -> None:
         self.work, self.future = work, future
 
 
-def _settle(outcomes: list[tuple[_Job, Any]]) -> None:
-    for job, outcome in outcomes:
-        if job.future.done():  # its caller has left: the change is made all the same
-            continue
-        if isinstance(outcome, Exception):
-            job.future.set_exception(outcome)
-        else:
-            job.future.set_result(outcome)
+def _pool(row: PoolRow) -> tuple[str, bytes, int, bool, float]:
+    return (row.name, row.spec, row.generation, row.deleting, row.created_at)
+
+
+def _end(db: Connection, vm_id: str, end: happened.End) -> None:
+    """One VM inside a transaction."""
+    statement = "DELETE FROM sessions WHERE vm_id = ? RETURNING pool, identifier, epoch"
+    sessions = db.execute(statement, (vm_id,)).fetchall()
+    vms = db.execute("DELETE FROM vms WHERE vm_id = ? RETURNING pool, node_id", (vm_id,)).fetchall()
+    for pool, node_id in vms:
+        for row in sessions:
+            db.execute("INSERT OR REPLACE INTO ended VALUES (?, ?, ?, ?, ?)", (*row, end.reason, end.at))
+            event_table.append(db, happened.session_ended(end, pool, vm_id, node_id, row[1], row[2]))
+        event_table.append(db, happened.vm_ended(end, pool, vm_id, node_id))
 
 
 def _ended(db: Connection, pool: str, identifier: str, since: float) -> EndedRow | None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from sandpool.v1 import execution_pb2_grpc, file_pb2_grpc, node_pb2, pool_pb2, session_pb2
+from sandpool.v1 import event_pb2, execution_pb2_grpc, file_pb2_grpc, node_pb2, pool_pb2, session_pb2
 from scheduler import metrics
 from scheduler.config import SchedulerConfig
 from scheduler.execution_service import ExecutionService
@@ -21,6 +21,14 @@ from service_kit.metrics import reading
 
 # Who says whether sessions can be had.
 POOL_MANAGER, ASSIGNMENT = "pool-manager", "sandpool.pool.v1.AssignmentService"
+
+# Of the public API: what the pool-manager serves.
+PASSED_ON = (
+    pool_pb2.DESCRIPTOR.services_by_name["PoolService"],
+    session_pb2.DESCRIPTOR.services_by_name["SessionService"],
+    node_pb2.DESCRIPTOR.services_by_name["NodeService"],
+    event_pb2.DESCRIPTOR.services_by_name["EventService"],
+)
 
 
 @asynccontextmanager
@@ -35,9 +43,9 @@ async def serving(settings: SchedulerConfig) -> AsyncIterator[server.Serving]:
             ),
             "sandpool.v1.FileService": partial(file_pb2_grpc.add_FileServiceServicer_to_server, files),
         }
-        for descriptor, name in ((pool_pb2, "PoolService"), (session_pb2, "SessionService"), (node_pb2, "NodeService")):
-            service = descriptor.DESCRIPTOR.services_by_name[name]
-            services[service.full_name] = partial(add_forward, service, upstream)
+        ending = asyncio.Event()
+        for service in PASSED_ON:
+            services[service.full_name] = partial(add_forward, service, upstream, ending)
         state = health.Health({POOL_MANAGER: services})
         following = asyncio.create_task(health_service.follow(upstream, ASSIGNMENT, state, POOL_MANAGER))
         try:
@@ -46,7 +54,10 @@ async def serving(settings: SchedulerConfig) -> AsyncIterator[server.Serving]:
                 pages.observed(settings.metrics_listen, "scheduler", state),
             ):
                 with reading(partial(metrics.read, routes)):
-                    yield it
+                    try:
+                        yield it
+                    finally:
+                        ending.set()
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)

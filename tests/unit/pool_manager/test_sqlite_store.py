@@ -24,10 +24,10 @@ def session(identifier: str, vm_id: str, created_at: float = 100.0) -> SessionRo
 
 async def test_what_is_written_is_there_after_a_restart(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "s.db")
-    await store.save_pool(POOL)
+    await store.save_pool(POOL, None)
     await store.save_node(NodeRow("node", "a", "b", "boot"))
     await store.add_vm(vm("v1"))
-    await store.set_warm("v1")
+    await store.set_warm("v1", 2.0)
     epoch, previous = await store.assign(session("alice", "v1"))
     await store.close()
     store = SqliteStore(tmp_path / "s.db")
@@ -45,8 +45,8 @@ async def test_a_vm_serves_one_session_and_a_session_has_one_vm(tmp_path: Path) 
         await store.add_vm(vm(name))
     with pytest.raises(Conflict):  # not warm yet
         await store.assign(session("alice", "v1"))
-    await store.set_warm("v1")
-    await store.set_warm("v2")
+    await store.set_warm("v1", 2.0)
+    await store.set_warm("v2", 2.0)
     outcomes = await asyncio.gather(
         *(store.assign(session(f"s{number}", "v1")) for number in range(50)),
         *(store.assign(session("s0", "v2")) for _ in range(50)),
@@ -63,10 +63,10 @@ async def test_how_a_session_ended_is_told_to_the_next_for_a_day(tmp_path: Path)
     store = SqliteStore(tmp_path / "s.db")
     for number, created_at in enumerate((100.0, 200.0, 90_000.0)):
         await store.add_vm(vm(f"v{number}"))
-        await store.set_warm(f"v{number}")
+        await store.set_warm(f"v{number}", 2.0)
         epoch, previous = await store.assign(session("alice", f"v{number}", created_at))
-        await store.end_vms({f"v{number}": 3}, created_at + 50)
-        await store.end_vms({f"v{number}": 4}, created_at + 60)  # a repeat changes nothing
+        await store.end_vms({f"v{number}": (3, "")}, created_at + 50)
+        await store.end_vms({f"v{number}": (4, "")}, created_at + 60)  # a repeat changes nothing
         expected = {0: None, 1: EndedRow(1, 3, 150.0), 2: None}[number]
         assert (epoch, previous) == (number + 1, expected)
     assert await store.ended("python", "alice", 0) == EndedRow(3, 3, 90_050.0)

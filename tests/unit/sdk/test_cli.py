@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from .cli import objects, sandpool, start
+
 PNG = base64.b64decode(
     b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-SANDPOOL = [sys.executable, "-m", "sandpool.cli"]
-
-
-def sandpool(address: str, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
-    """To its end."""
-    environment = {**os.environ, "SANDPOOL_ADDRESS": address}
-    command = [*SANDPOOL, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, env=environment, check=False, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +31,7 @@ def sandpool(address: str, *arguments: str | Path) -> subprocess.CompletedProces
         (["run"], 2),
         (["run", "-c", "1", "--timeout", "soon"], 2),
         (["cp", "here", "there"], 2),
-        (["pool", "show", "nowhere"], 66),
+        (["pool", "get", "nowhere"], 66),
         (["ls", "nobody"], 66),
         (["ls", "/a"], 2),
         (["--address", "127.0.0.1:1", "ls"], 69),
@@ -65,7 +56,8 @@ def test_state_is_kept_by_session(address: str, tmp_path: Path) -> None:
     assert sandpool(address, "run", "-c", "x", "--session", "state").stdout == b"5\n"
     assert sandpool(address, "run", "-c", "x", "--session", "other").returncode == 1
     assert sandpool(address, "stop", "state").stdout == b"stopped\n"
-    assert sandpool(address, "--json", "stop", "python/state").stdout == b'{"stopped": false}\n'
+    again = objects(sandpool(address, "--json", "stop", "python/state"))
+    assert again == [{"pool": "python", "session": "state", "stopped": False}]
 
 
 def test_results_in_json_and_as_files(address: str, tmp_path: Path) -> None:
@@ -74,9 +66,9 @@ def test_results_in_json_and_as_files(address: str, tmp_path: Path) -> None:
         "from IPython.display import display\ndisplay(Picture())\n{'a': 1}"
     )
     done = sandpool(address, "run", "--json", "-c", source)
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [events[0]["event"], events[-1]["event"], events[-1]["exit_code"]] == ["started", "ended", 0]
-    pictures = [base64.b64decode(event["data_base64"]) for event in events if event.get("mime_type") == "image/png"]
+    events = objects(done)
+    assert [events[0]["event"], events[-1]["event"], events[-1]["exitCode"]] == ["started", "ended", 0]
+    pictures = [base64.b64decode(event["dataBase64"]) for event in events if event.get("mimeType") == "image/png"]
     assert pictures == [PNG]
     done = sandpool(address, "run", "--save-results", tmp_path, "-c", source)
     assert b"{'a': 1}" in done.stdout and [path.read_bytes() for path in tmp_path.glob("*.png")] == [PNG]
@@ -86,36 +78,35 @@ def test_files_are_copied_and_listed(address: str, tmp_path: Path) -> None:
     local = tmp_path / "a.bin"
     local.write_bytes(bytes(range(256)) * 5000)
     assert sandpool(address, "cp", local, "files:d/").returncode == 0
-    listed = json.loads(sandpool(address, "ls", "files:d", "--json").stdout)
-    assert [(file["path"], file["size_bytes"]) for file in listed] == [("d/a.bin", "1280000")]
-    copied = sandpool(address, "cp", "--json", "python/files:d/a.bin", tmp_path / "b.bin")
-    assert json.loads(copied.stdout)["path"] == "d/a.bin"
+    listed = objects(sandpool(address, "ls", "files:d", "--json"))
+    assert [(file["path"], file["sizeBytes"]) for file in listed] == [("d/a.bin", "1280000")]
+    (copied,) = objects(sandpool(address, "cp", "--json", "python/files:d/a.bin", tmp_path / "b.bin"))
+    assert copied["path"] == "d/a.bin"
     assert (tmp_path / "b.bin").read_bytes() == local.read_bytes()
     assert b"d/a.bin" in sandpool(address, "ls", "-r", "files").stdout
-    assert "files" in [one["identifier"] for one in json.loads(sandpool(address, "ls", "--json").stdout)]
+    assert "files" in [one["identifier"] for one in objects(sandpool(address, "ls", "--json"))]
 
 
 def test_pools_and_nodes(address: str) -> None:
     assert sandpool(address, "pool", "create", "mine", "--ready-target", "0", "--memory", "256MiB").returncode == 0
-    updated = json.loads(sandpool(address, "pool", "update", "mine", "--cooldown", "7s", "--json").stdout)
-    assert (updated["spec"]["cooldown"], updated["spec"]["resources"]["memory_bytes"]) == ("7s", str(256 << 20))
+    (updated,) = objects(sandpool(address, "pool", "update", "mine", "--cooldown", "7s", "--json"))
+    assert (updated["spec"]["cooldown"], updated["spec"]["resources"]["memoryBytes"]) == ("7s", str(256 << 20))
     assert sandpool(address, "pool", "update", "mine").returncode == 2
     assert b"mine" in sandpool(address, "pool", "list").stdout
     assert sandpool(address, "pool", "delete", "mine").returncode == 0
-    assert json.loads(sandpool(address, "nodes", "--json").stdout)[0]["driver"] == "fake"
+    assert [node["driver"] for node in objects(sandpool(address, "nodes", "--json"))] == ["fake"]
 
 
-def start(address: str, source: str, before: str = "") -> subprocess.Popen[bytes]:
+def run(address: str, source: str, before: str = "") -> subprocess.Popen[bytes]:
     """Running, and past its first line of output."""
-    environment = {**os.environ, "SANDPOOL_ADDRESS": address}
-    command = [*SANDPOOL, "run", "--session", "interrupted", "-c", f"{before}\nprint('go', flush=True)\n{source}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    code = f"{before}\nprint('go', flush=True)\n{source}"
+    process = start(address, "run", "--session", "interrupted", "-c", code)
     assert process.stdout is not None and process.stdout.readline() == b"go\n"
     return process
 
 
 def test_ctrl_c_cancels_and_keeps_the_state(address: str) -> None:
-    process = start(address, "import time\ntime.sleep(1000)", before="kept = 1")
+    process = run(address, "import time\ntime.sleep(1000)", before="kept = 1")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and b"CANCELLED" in errors
@@ -124,7 +115,7 @@ def test_ctrl_c_cancels_and_keeps_the_state(address: str) -> None:
 
 
 def test_a_reader_that_goes_away_ends_the_program(address: str) -> None:
-    process = start(address, "while True: print('x' * 1000, flush=True)")
+    process = run(address, "while True: print('x' * 1000, flush=True)")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     process.wait(timeout=60)
@@ -135,7 +126,7 @@ def test_a_reader_that_goes_away_ends_the_program(address: str) -> None:
 
 def test_doctor_says_what_to_do() -> None:
     done = sandpool("", "doctor", "--json")
-    findings = json.loads(done.stdout)
+    findings = objects(done)
     assert {"python", "qemu", "kvm", "image tools", "memory", "disk", "cgroups"} <= {one["name"] for one in findings}
     assert all(one["remedy"] for one in findings if one["status"] != "ok")
     assert done.returncode == any(one["status"] == "missing" for one in findings)

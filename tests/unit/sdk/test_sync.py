@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandpool import Client, SessionEnded
-from sandpool.errors import NotFound, Unavailable
+from sandpool.errors import NotFound, PoolChanged, PoolInUse, Unavailable
 from sandpool.events import Ended, Stdout
 from sandpool.v1 import pool_pb2
 
@@ -46,6 +46,39 @@ def test_pools_and_nodes(address: str) -> None:
         with pytest.raises(NotFound):
             client.pools.update("nowhere", pool_pb2.PoolSpec(max_sessions=3), "max_sessions")
         assert [node.driver for node in client.nodes()] == ["fake"]
+
+
+def test_settings_by_keyword_and_waits(address: str) -> None:
+    with Client(address) as client:
+        client.pools.create("kept", ready_target=1, cooldown=60)
+        assert client.pools.until_ready("kept", timeout=60).counts.warm == 1
+        updated = client.pools.update("kept", vcpus=2, expected_generation=1)
+        assert (updated.generation, updated.spec.cooldown.seconds) == (2, 60)
+        with pytest.raises(PoolChanged):
+            client.pools.update("kept", vcpus=3, expected_generation=1)
+        assert not client.pools.until_ready("kept", timeout=60).counts.outdated
+        with client.session("kept", "inside") as session:
+            assert session.ensure(timeout=30).created
+            with pytest.raises(PoolInUse):
+                client.pools.delete("kept")
+        assert [one.identifier for one in client.sessions("kept")] == []
+        client.pools.delete("kept")
+        client.pools.until_gone("kept", timeout=60)
+        with pytest.raises(TimeoutError):
+            client.pools.until_gone("python", timeout=0.01)
+
+
+def test_what_happened_is_told(address: str) -> None:
+    with Client(address) as client:
+        with client.session("python", "history") as session:
+            session.ensure()
+        told = list(client.history.list(session="history", oldest_first=True))
+        assert [event.reason for event in told] == ["ASSIGNED", "STOPPED"]
+        newest = next(client.history.list(session="history"))
+        assert newest == told[-1]
+        watch = client.history.watch(after=told[0].sequence - 1, session="history")
+        assert [next(watch), next(watch)] == told
+        watch.close()
 
 
 def test_events_come_one_at_a_time_and_may_be_left(address: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import mimetypes
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from sandpool import events
 from sandpool.aio import AsyncClient
+from sandpool.cli.output import camel, emit
 from sandpool.execution import Events
 from sandpool.session import AsyncSession
 
@@ -64,7 +64,7 @@ class Output:
         elif isinstance(event, events.Ended):
             self.exit_code = exit_code(event)
         if self._json:
-            print(json.dumps(as_json(event)), flush=True)
+            emit(as_json(event))
         elif isinstance(event, events.Stdout | events.Stderr):
             target = sys.stdout if isinstance(event, events.Stdout) else sys.stderr
             target.buffer.write(event.data)
@@ -99,14 +99,16 @@ def exit_code(ended: events.Ended) -> int:
 
 
 def as_json(event: events.Event) -> dict[str, Any]:
-    """One line of --json. Output as text, what is not UTF-8 as U+FFFD; results that are no text as data_base64."""
+    """One line of --json. Output as text, what is not UTF-8 as U+FFFD; results that are no text as dataBase64."""
     values = dict(vars(event))
     data = values.get("data")
     if isinstance(event, events.Display) and not _is_text(event.mime_type):
         values["data_base64"] = base64.b64encode(values.pop("data")).decode()
     elif isinstance(data, bytes):
         values["data"] = data.decode(errors="replace")
-    return {"event": type(event).__name__.lower(), **values}
+    if "timings" in values:
+        values["timings"] = {camel(name): value for name, value in values["timings"].items()}
+    return {"event": type(event).__name__.lower(), **{camel(name): value for name, value in values.items()}}
 
 
 def _is_text(mime_type: str) -> bool:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path, PurePosixPath
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from sandpool.aio import AsyncClient
 from sandpool.cli.names import SessionName
+from sandpool.cli.progress import transfer
 from sandpool.v1 import file_pb2
 
 Remote = tuple[SessionName, str]
@@ -19,13 +16,12 @@ async def copy(
     client: AsyncClient, source: str, destination: str, here: Remote | None, there: Remote | None
 ) -> file_pb2.FileInfo:
     """From a local path to there, or from here (a session) to a local path; what was copied. Raises OSError, too."""
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+    with transfer() as bar:
         if there is not None:
             session, path = there
             local = Path(source)
             target = path + local.name if path == "" or path.endswith("/") else path
-            task = bar.add_task("", total=local.stat().st_size)
+            task = bar.add_task(local.name, total=local.stat().st_size)
             files = client.session(session.pool, session.identifier, pin=False).files
             return await files.upload(local, target, lambda count: bar.advance(task, count))
         if here is not None:
@@ -35,7 +31,7 @@ async def copy(
                 local = local / PurePosixPath(path).name
             files = client.session(session.pool, session.identifier, pin=False).files
             found = await files.stat(path)
-            task = bar.add_task("", total=found.size_bytes)
+            task = bar.add_task(local.name, total=found.size_bytes)
             await files.download(path, local, lambda count: bar.advance(task, count))
             return found
     raise ValueError("one of the two is in a session")

@@ -1,28 +1,23 @@
-"""What every command does alike: options, a connection, errors as messages and exit codes, tables or JSON."""
+"""What every command does alike: options, a connection, errors as messages and exit codes."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import click
-from google.protobuf import json_format
-from google.protobuf.message import Message
 
-from sandpool.errors import InvalidArgument, NotFound, SandpoolError, Unavailable
+from sandpool.cli import exits
+from sandpool.errors import SandpoolError
 
 T = TypeVar("T")
-# 66, 69 and 70 as in sysexits.h; 128 + N as a shell says it of signal N.
-WRONG_USAGE, NOT_FOUND, UNREACHABLE, FAILED, INTERRUPTED, BROKEN_PIPE = 2, 66, 69, 70, 130, 141
-EXIT_CODES = """
-Exit codes: of run and exec, the program's own; 1 after an exception, 124 after a timeout, 128+N ended by signal N, 137
-killed by sandpool (memory, for example), 130 after Ctrl-C. Of sandpool itself: 2 wrong usage, 66 not found, 69 sandpool
-cannot be reached, 70 any other error.
-"""
+# Completion of names is given up after this: nobody waits for it.
+COMPLETION_SECONDS = 1.0
 
 
 def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
@@ -33,18 +28,29 @@ def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], None
     return callback
 
 
+def json_option() -> click.Option:
+    """--json."""
+    return click.Option(
+        ["--json"],
+        is_flag=True,
+        expose_value=False,
+        callback=_remember("json"),
+        help="Say everything in JSON, one object a line.",
+    )
+
+
 def _common() -> list[click.Parameter]:
-    return [
-        click.Option(
-            ["--address"],
-            expose_value=False,
-            callback=_remember("address"),
-            help="Of sandpool: host:port or unix:PATH.  [default: $SANDPOOL_ADDRESS, else 127.0.0.1:7280]",
-        ),
-        click.Option(
-            ["--json"], is_flag=True, expose_value=False, callback=_remember("json"), help="Say everything in JSON."
-        ),
-    ]
+    address = click.Option(
+        ["--address"],
+        expose_value=False,
+        callback=_remember("address"),
+        help="Of sandpool: host:port or unix:PATH.  [default: $SANDPOOL_ADDRESS, else 127.0.0.1:7280]",
+    )
+    return [address, json_option()]
+
+
+class ReaderGone(Exception):
+    """Nobody reads our output any more."""
 
 
 class Command(click.Command):
@@ -53,6 +59,14 @@ class Command(click.Command):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.params.extend(_common())
+
+
+class LocalCommand(click.Command):
+    """With --json: it needs no connection."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.params.append(json_option())
 
 
 class Group(click.Group):
@@ -65,6 +79,15 @@ class Group(click.Group):
         super().__init__(*arguments, **options)
         self.params.extend(_common())
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """As every group. Raises ReaderGone: click would call it an error."""
+        try:
+            done = super().invoke(ctx)
+            sys.stdout.flush()  # found out here, and not at the interpreter's end
+            return done
+        except BrokenPipeError as error:
+            raise ReaderGone from error
+
 
 def call(context: click.Context, work: Callable[..., Coroutine[Any, Any, Any]]) -> Any:
     """Run work(client) and turn errors into messages and exit codes."""
@@ -76,31 +99,33 @@ def call(context: click.Context, work: Callable[..., Coroutine[Any, Any, Any]]) 
 
     try:
         return asyncio.run(run())
-    except BrokenPipeError:  # whoever read our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(BROKEN_PIPE)
     except SandpoolError as error:
-        click.echo(f"sandpool: {error}{_hint(error)}", err=True)
-        sys.exit(exit_code_of(error))
+        click.echo(exits.describe(error, bool(context.obj["json"])), err=True)
+        sys.exit(exits.exit_code_of(error))
+
+
+def run_command(command: click.Command) -> None:
+    """The whole process: whatever happens ends in an exit code and at most a sentence."""
+    try:
+        command.main(prog_name="sandpool", standalone_mode=False)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, asyncio.CancelledError, KeyboardInterrupt):
+        sys.exit(exits.INTERRUPTED)
+    except ReaderGone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(exits.BROKEN_PIPE)
     except OSError as error:
         click.echo(f"sandpool: {error}", err=True)
-        sys.exit(FAILED)
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)
-
-
-def exit_code_of(error: SandpoolError) -> int:
-    """As EXIT_CODES says."""
-    codes = {InvalidArgument: WRONG_USAGE, NotFound: NOT_FOUND, Unavailable: UNREACHABLE}
-    return codes.get(type(error), FAILED)
-
-
-def _hint(error: SandpoolError) -> str:
-    if isinstance(error, Unavailable):
-        return "\nIs it running (`sandpool up`), and at this address (--address, SANDPOOL_ADDRESS)?"
-    if error.retry_after_seconds is not None:
-        return f"\nAnother try may succeed in {error.retry_after_seconds:g} s."
-    return ""
+        sys.exit(exits.FAILED)
+    except Exception as error:
+        if os.environ.get("SANDPOOL_DEBUG"):
+            traceback.print_exc()
+        click.echo(f"sandpool: this is a bug: {error!r} (more of it with SANDPOOL_DEBUG=1)", err=True)
+        sys.exit(exits.FAILED)
 
 
 async def gathered(items: AsyncIterator[T]) -> list[T]:
@@ -120,24 +145,14 @@ def converted(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Par
     return callback
 
 
-def as_dict(message: Message) -> dict[str, Any]:
-    """For JSON, with the names of the protos."""
-    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+def pool_names(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """For shell completion: asks sandpool, if it answers at once."""
+    from sandpool.aio import AsyncClient
 
+    async def ask() -> list[str]:
+        async with asyncio.timeout(COMPLETION_SECONDS), AsyncClient() as client:
+            return [pool.name async for pool in client.pools.list()]
 
-def show(context: click.Context, messages: Sequence[Message], header: str, line: Callable[[Any], str]) -> None:
-    """A table for people, or a JSON array."""
-    if context.obj["json"]:
-        click.echo(json.dumps([as_dict(message) for message in messages], indent=2))
-        return
-    click.echo(header)
-    for message in messages:
-        click.echo(line(message))
-
-
-def show_one(context: click.Context, message: Message, header: str, line: Callable[[Any], str]) -> None:
-    """The same of one: a JSON object."""
-    if context.obj["json"]:
-        click.echo(json.dumps(as_dict(message), indent=2))
-    else:
-        show(context, [message], header, line)
+    with suppress(SandpoolError, TimeoutError):
+        return [name for name in asyncio.run(ask()) if name.startswith(incomplete)]
+    return []

@@ -54,6 +54,14 @@ def parse_bytes(text: str) -> int:
     return int(match[1]) << 10 * " KMGT".index(unit or " ")
 
 
+def human_seconds(seconds: float) -> str:
+    """For people, in the largest unit that fits."""
+    for unit in ("d", "h", "m"):
+        if seconds >= _SECONDS[unit] and seconds % _SECONDS[unit] == 0:
+            return f"{seconds / _SECONDS[unit]:g}{unit}"
+    return f"{seconds:g}s"
+
+
 def human_bytes(count: int) -> str:
     """For people."""
     value = float(count)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
+import sys
 from typing import Any
 
 import click
 
-from sandpool.cli import names
-from sandpool.cli.invoke import Group, call, converted, gathered, show, show_one
+from sandpool.cli import exits, names
+from sandpool.cli.invoke import Group, call, converted, gathered, pool_names
+from sandpool.cli.output import as_dict, emit, say, show
+from sandpool.cli.progress import Waiting
 from sandpool.v1 import pool_pb2
 
 COUNT = click.IntRange(0, 2**32 - 1)
 HEADER = f"{'POOL':24} {'STATE':9} {'WARM':>6} {'COMING':>6} {'IN USE':>6} {'WAITING':>7}"
+DURATION: Any = {"callback": converted(names.parse_seconds), "metavar": "DURATION"}
+SIZE: Any = {"callback": converted(names.parse_bytes), "metavar": "SIZE"}
 
 
 @click.group(cls=Group)
@@ -21,38 +26,34 @@ def pool() -> None:
 
 
 def settings(command: Any) -> Any:
-    """Options of create and update."""
+    """Options of create and update: named as the SDK's settings are."""
     for option in (
-        click.option("--max-processes", type=COUNT, help="Of user code, threads included."),
-        click.option("--disk", callback=converted(names.parse_bytes), help="Of a VM, e.g. 2GiB."),
-        click.option("--memory", callback=converted(names.parse_bytes), help="Of a VM, e.g. 512MiB."),
+        click.option("--max-processes", type=COUNT, help="Of user code, threads included: 16 to 32768."),
+        click.option("--disk", "disk_bytes", help="Of a VM: 256M to 1T.", **SIZE),
+        click.option("--memory", "memory_bytes", help="Of a VM: 256M to 64G.", **SIZE),
         click.option("--vcpus", type=COUNT, help="Of a VM: 1 to 32."),
-        click.option("--max-lifetime", callback=converted(names.parse_seconds), help="Of a session, e.g. 24h."),
-        click.option("--cooldown", callback=converted(names.parse_seconds), help="Idle time of a session, e.g. 5m."),
-        click.option("--max-sessions", type=COUNT, help="At a time."),
+        click.option("--image", help="Built-in image that its VMs are made of."),
+        click.option(
+            "--background-is-activity/--background-is-idle", default=None, help="Whether these keep a session alive."
+        ),
+        click.option("--max-lifetime", help="Of a session, busy or not: 1s to 30d.", **DURATION),
+        click.option("--cooldown", help="Idle time after which a session ends: 1s to 24h.", **DURATION),
+        click.option("--max-sessions", type=COUNT, help="At a time: 1 to 100000."),
         click.option("--ready-target", type=COUNT, help="VMs kept warm: 0 to 1000."),
     ):
         command = option(command)
     return command
 
 
-def spec_of(values: dict[str, Any]) -> tuple[pool_pb2.PoolSpec, list[str]]:
-    """The settings that were given, and their paths."""
-    spec, paths = pool_pb2.PoolSpec(), []
-    resources = {"vcpus": "vcpus", "memory": "memory_bytes", "disk": "disk_bytes", "max_processes": "max_processes"}
-    for name, value in values.items():
-        if value is None:
-            continue
-        if name in resources:
-            setattr(spec.resources, resources[name], value)
-            paths.append(f"resources.{resources[name]}")
-        elif name in ("cooldown", "max_lifetime"):
-            getattr(spec, name).FromNanoseconds(int(value * 1e9))
-            paths.append(name)
-        else:
-            setattr(spec, name, value)
-            paths.append(name)
-    return spec, paths
+def waits(command: Any) -> Any:
+    """Of the commands that begin something."""
+    command = click.option("--wait-timeout", default="10m", show_default=True, help="Of --wait.", **DURATION)(command)
+    return click.option("--wait", is_flag=True, help="Until it is done; says what it waits for.")(command)
+
+
+def name_argument(command: Any) -> Any:
+    """NAME, completed by the shell."""
+    return click.argument("name", shell_complete=pool_names)(command)
 
 
 def line(one: pool_pb2.Pool) -> str:
@@ -64,26 +65,76 @@ def line(one: pool_pb2.Pool) -> str:
     return f"{one.name:24} {state:9} {numbers}{notes}"
 
 
+def details(one: pool_pb2.Pool) -> str:
+    """For people: all settings, as the options that set them."""
+    spec, resources = one.spec, one.spec.resources
+    values = {
+        "image": spec.template.builtin,
+        "ready-target": spec.ready_target,
+        "max-sessions": spec.max_sessions,
+        "cooldown": names.human_seconds(spec.cooldown.ToNanoseconds() / 1e9),
+        "max-lifetime": names.human_seconds(spec.max_lifetime.ToNanoseconds() / 1e9),
+        "vcpus": resources.vcpus,
+        "memory": names.human_bytes(resources.memory_bytes),
+        "disk": names.human_bytes(resources.disk_bytes),
+        "max-processes": resources.max_processes,
+        "background": "is activity" if spec.background_is_activity else "is idle",
+        "generation": f"{one.generation}" + (f" ({one.counts.outdated} older VMs)" if one.counts.outdated else ""),
+        "created": one.created_at.ToDatetime().isoformat(" ", "seconds") + " UTC",
+    }
+    return "\n".join(f"    {name:14} {value}" for name, value in values.items())
+
+
+def show_one(context: click.Context, found: pool_pb2.Pool, more: bool = False) -> None:
+    """One pool."""
+    if context.obj["json"]:
+        emit(as_dict(found))
+    else:
+        click.echo(f"{HEADER}\n{line(found)}" + (f"\n{details(found)}" if more else ""))
+
+
+def finish(context: click.Context, name: str, begin: Any, wait: bool, wait_timeout: float) -> None:
+    """Begin something with a pool, wait until it is ready if so asked, and show it."""
+
+    async def work(client: Any) -> pool_pb2.Pool:
+        found: pool_pb2.Pool = await begin(client)
+        if wait:
+            with Waiting() as waiting:
+                try:
+                    async with asyncio.timeout(wait_timeout):
+                        found = await client.pools.until_ready(name, waiting.report)
+                except TimeoutError:
+                    waiting.give_up(f"{name} is not ready after {names.human_seconds(wait_timeout)}")
+        return found
+
+    show_one(context, call(context, work))
+
+
 @pool.command()
-@click.argument("name")
+@name_argument
 @settings
+@waits
 @click.pass_context
-def create(context: click.Context, /, name: str, **values: Any) -> None:
+def create(context: click.Context, /, name: str, wait: bool, wait_timeout: float, **values: Any) -> None:
     """Make a pool; repeating it with the same settings is fine."""
-    spec, _ = spec_of(values)
-    show_one(context, call(context, lambda client: client.pools.create(name, spec)), HEADER, line)
+    finish(context, name, lambda client: client.pools.create(name, **given(values)), wait, wait_timeout)
 
 
 @pool.command()
-@click.argument("name")
+@name_argument
 @settings
+@waits
 @click.pass_context
-def update(context: click.Context, /, name: str, **values: Any) -> None:
-    """Change settings. What VMs are made of changes for new VMs only; sessions stay."""
-    spec, paths = spec_of(values)
-    if not paths:
+def update(context: click.Context, /, name: str, wait: bool, wait_timeout: float, **values: Any) -> None:
+    """Change settings. Sessions keep what they began with; VMs are replaced one by one where they must be."""
+    if not given(values):
         raise click.UsageError("nothing to change was given")
-    show_one(context, call(context, lambda client: client.pools.update(name, spec, *paths)), HEADER, line)
+    finish(context, name, lambda client: client.pools.update(name, **given(values)), wait, wait_timeout)
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that were."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @pool.command("list")
@@ -93,20 +144,33 @@ def list_(context: click.Context) -> None:
     show(context, call(context, lambda client: gathered(client.pools.list())), HEADER, line)
 
 
-@pool.command("show")
-@click.argument("name")
+@pool.command()
+@name_argument
 @click.pass_context
-def show_(context: click.Context, name: str) -> None:
+def get(context: click.Context, name: str) -> None:
     """One pool with all its settings."""
-    found = call(context, lambda client: client.pools.get(name))
-    show_one(context, found, HEADER, lambda one: f"{line(one)}\n{one.spec}")
+    show_one(context, call(context, lambda client: client.pools.get(name)), more=True)
 
 
 @pool.command()
-@click.argument("name")
+@name_argument
 @click.option("--force", is_flag=True, help="End its sessions.")
+@waits
 @click.pass_context
-def delete(context: click.Context, name: str, force: bool) -> None:
+def delete(context: click.Context, name: str, force: bool, wait: bool, wait_timeout: float) -> None:
     """No new sessions from now on; the pool is gone with its last VM."""
-    call(context, lambda client: client.pools.delete(name, force=force))
-    click.echo(json.dumps({"deleted": name}) if context.obj["json"] else f"{name} is being deleted")
+
+    async def work(client: Any) -> bool:
+        await client.pools.delete(name, force=force)
+        if not wait:
+            return False
+        try:
+            async with asyncio.timeout(wait_timeout):
+                await client.pools.until_gone(name)
+        except TimeoutError:
+            click.echo(f"sandpool: {name} is not gone after {names.human_seconds(wait_timeout)}", err=True)
+            sys.exit(exits.TRY_AGAIN)
+        return True
+
+    gone = call(context, work)
+    say(context, f"{name} is gone" if gone else f"{name} is being deleted", pool=name, gone=gone)

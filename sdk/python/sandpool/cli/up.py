@@ -7,7 +7,6 @@ import fcntl
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 import grpc
 from rich.console import Console
 
+from sandpool.cli.output import emit
+from sandpool.cli.progress import Waiting
 from sandpool.cli.supervisor import Service, StartFailed, Supervisor
 from sandpool.v1 import pool_pb2, pool_pb2_grpc
 
@@ -43,6 +44,7 @@ class Options:
     default_pool: bool
     # Where the metrics of all services are one page; "" is nowhere: each has its own socket in any case.
     metrics: str = ""
+    as_json: bool = False
 
 
 def services(options: Options) -> list[Service]:
@@ -164,7 +166,10 @@ async def _run(options: Options, console: Console) -> int:
         address = serving[SCHEDULER]
         if options.default_pool:
             await _make_pool(address, options.ready_target, console)
-        print(f"ready sandpool {address}", flush=True)
+        if options.as_json:
+            emit({"ready": True, "address": address})
+        else:
+            print(f"ready sandpool {address}", flush=True)
         console.print(f"[green]sandpool is ready[/] at {address}. Try:", highlight=False)
         if options.metrics:
             console.print(f"Metrics: http://{serving['metrics']}/metrics", highlight=False)
@@ -192,12 +197,11 @@ async def _make_pool(address: str, ready_target: int, console: Console) -> None:
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
                 raise StartFailed(f"the pool cannot be made: {error.details()}") from error
-        with console.status("starting") as status:
-            await _wait_until_warm(stub, status.update)
+        with Waiting() as waiting:
+            await _wait_until_warm(stub, waiting.report)
 
 
-async def _wait_until_warm(stub: pool_pb2_grpc.PoolServiceAsyncStub, say: Callable[[str], None]) -> None:
-    said = ""
+async def _wait_until_warm(stub: pool_pb2_grpc.PoolServiceAsyncStub, report: Callable[[pool_pb2.Pool], None]) -> None:
     while True:
         try:
             pool = (await stub.Get(pool_pb2.GetPoolRequest(name="python"), wait_for_ready=True)).pool
@@ -208,10 +212,5 @@ async def _wait_until_warm(stub: pool_pb2_grpc.PoolServiceAsyncStub, say: Callab
             continue
         if pool.counts.warm or pool.counts.assigned or pool.spec.ready_target == 0:
             return
-        text = "; ".join(condition.message for condition in pool.conditions) or "warming the first VM"
-        if text != said:
-            said = text
-            say(text)
-            if not sys.stderr.isatty():
-                print(text, file=sys.stderr, flush=True)
+        report(pool)
         await asyncio.sleep(POLL_SECONDS)

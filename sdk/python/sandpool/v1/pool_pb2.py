@@ -27,19 +27,19 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sandpool/v1/pool.proto\x12\x0bsandpool.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x03\n\x08PoolSpec\x12-\n\x08template\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.TemplateSource\x12\x19\n\x0cready_target\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0cmax_sessions\x18\x03 \x01(\rH\x01\x88\x01\x01\x12+\n\x08\x63ooldown\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_lifetime\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\tresources\x18\x06 \x01(\x0b\x32\x16.sandpool.v1.Resources\x12%\n\x07network\x18\x07 \x01(\x0b\x32\x14.sandpool.v1.Network\x12#\n\x16\x62\x61\x63kground_is_activity\x18\x08 \x01(\x08H\x02\x88\x01\x01\x42\x0f\n\r_ready_targetB\x0f\n\r_max_sessionsB\x19\n\x17_background_is_activity\"H\n\x0eTemplateSource\x12\x11\n\x07\x62uiltin\x18\x01 \x01(\tH\x00\x12\x19\n\x0f\x63ontainer_image\x18\x02 \x01(\tH\x00\x42\x08\n\x06source\"[\n\tResources\x12\r\n\x05vcpus\x18\x01 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x03 \x01(\x04\x12\x15\n\rmax_processes\x18\x04 \x01(\r\".\n\x07Network\x12#\n\x06\x65gress\x18\x01 \x01(\x0e\x32\x13.sandpool.v1.Egress\"\xfd\x01\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04spec\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.PoolSpec\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05state\x18\x05 \x01(\x0e\x32\x16.sandpool.v1.PoolState\x12\'\n\x06\x63ounts\x18\x06 \x01(\x0b\x32\x17.sandpool.v1.PoolCounts\x12.\n\nconditions\x18\x07 \x03(\x0b\x32\x1a.sandpool.v1.PoolCondition\"c\n\nPoolCounts\x12\x14\n\x0cprovisioning\x18\x01 \x01(\r\x12\x0c\n\x04warm\x18\x02 \x01(\r\x12\x10\n\x08\x61ssigned\x18\x03 \x01(\r\x12\x0e\n\x06sealed\x18\x04 \x01(\r\x12\x0f\n\x07waiting\x18\x05 \x01(\r\"\x89\x01\n\rPoolCondition\x12,\n\x04type\x18\x01 \x01(\x0e\x32\x1e.sandpool.v1.PoolConditionType\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x11\x43reatePoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04spec\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.PoolSpec\"5\n\x12\x43reatePoolResponse\x12\x1f\n\x04pool\x18\x01 \x01(\x0b\x32\x11.sandpool.v1.Pool\"\x1e\n\x0eGetPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x0fGetPoolResponse\x12\x1f\n\x04pool\x18\x01 \x01(\x0b\x32\x11.sandpool.v1.Pool\"9\n\x10ListPoolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListPoolsResponse\x12 \n\x05pools\x18\x01 \x03(\x0b\x32\x11.sandpool.v1.Pool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb1\x01\n\x11UpdatePoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04spec\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.PoolSpec\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12 \n\x13\x65xpected_generation\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x16\n\x14_expected_generation\"5\n\x12UpdatePoolResponse\x12\x1f\n\x04pool\x18\x01 \x01(\x0b\x32\x11.sandpool.v1.Pool\"0\n\x11\x44\x65letePoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x14\n\x12\x44\x65letePoolResponse*I\n\x06\x45gress\x12\x16\n\x12\x45GRESS_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45GRESS_DISABLED\x10\x01\x12\x12\n\x0e\x45GRESS_ENABLED\x10\x02*W\n\tPoolState\x12\x1a\n\x16POOL_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11POOL_STATE_ACTIVE\x10\x01\x12\x17\n\x13POOL_STATE_DELETING\x10\x02*\xb1\x01\n\x11PoolConditionType\x12#\n\x1fPOOL_CONDITION_TYPE_UNSPECIFIED\x10\x00\x12\'\n#POOL_CONDITION_TYPE_NOT_PROGRESSING\x10\x01\x12)\n%POOL_CONDITION_TYPE_BUILDING_TEMPLATE\x10\x02\x12#\n\x1fPOOL_CONDITION_TYPE_AT_CAPACITY\x10\x03\x32\xf7\x02\n\x0bPoolService\x12I\n\x06\x43reate\x12\x1e.sandpool.v1.CreatePoolRequest\x1a\x1f.sandpool.v1.CreatePoolResponse\x12@\n\x03Get\x12\x1b.sandpool.v1.GetPoolRequest\x1a\x1c.sandpool.v1.GetPoolResponse\x12\x45\n\x04List\x12\x1d.sandpool.v1.ListPoolsRequest\x1a\x1e.sandpool.v1.ListPoolsResponse\x12I\n\x06Update\x12\x1e.sandpool.v1.UpdatePoolRequest\x1a\x1f.sandpool.v1.UpdatePoolResponse\x12I\n\x06\x44\x65lete\x12\x1e.sandpool.v1.DeletePoolRequest\x1a\x1f.sandpool.v1.DeletePoolResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sandpool/v1/pool.proto\x12\x0bsandpool.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x03\n\x08PoolSpec\x12-\n\x08template\x18\x01 \x01(\x0b\x32\x1b.sandpool.v1.TemplateSource\x12\x19\n\x0cready_target\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0cmax_sessions\x18\x03 \x01(\rH\x01\x88\x01\x01\x12+\n\x08\x63ooldown\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_lifetime\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\tresources\x18\x06 \x01(\x0b\x32\x16.sandpool.v1.Resources\x12%\n\x07network\x18\x07 \x01(\x0b\x32\x14.sandpool.v1.Network\x12#\n\x16\x62\x61\x63kground_is_activity\x18\x08 \x01(\x08H\x02\x88\x01\x01\x42\x0f\n\r_ready_targetB\x0f\n\r_max_sessionsB\x19\n\x17_background_is_activity\"H\n\x0eTemplateSource\x12\x11\n\x07\x62uiltin\x18\x01 \x01(\tH\x00\x12\x19\n\x0f\x63ontainer_image\x18\x02 \x01(\tH\x00\x42\x08\n\x06source\"[\n\tResources\x12\r\n\x05vcpus\x18\x01 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x03 \x01(\x04\x12\x15\n\rmax_processes\x18\x04 \x01(\r\".\n\x07Network\x12#\n\x06\x65gress\x18\x01 \x01(\x0e\x32\x13.sandpool.v1.Egress\"\xfd\x01\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04spec\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.PoolSpec\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05state\x18\x05 \x01(\x0e\x32\x16.sandpool.v1.PoolState\x12\'\n\x06\x63ounts\x18\x06 \x01(\x0b\x32\x17.sandpool.v1.PoolCounts\x12.\n\nconditions\x18\x07 \x03(\x0b\x32\x1a.sandpool.v1.PoolCondition\"u\n\nPoolCounts\x12\x14\n\x0cprovisioning\x18\x01 \x01(\r\x12\x0c\n\x04warm\x18\x02 \x01(\r\x12\x10\n\x08\x61ssigned\x18\x03 \x01(\r\x12\x0e\n\x06sealed\x18\x04 \x01(\r\x12\x0f\n\x07waiting\x18\x05 \x01(\r\x12\x10\n\x08outdated\x18\x06 \x01(\r\"\x89\x01\n\rPoolCondition\x12,\n\x04type\x18\x01 \x01(\x0e\x32\x1e.sandpool.v1.PoolConditionType\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x11\x43reatePoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04spec\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.PoolSpec\"5\n\x12\x43reatePoolResponse\x12\x1f\n\x04pool\x18\x01 \x01(\x0b\x32\x11.sandpool.v1.Pool\"\x1e\n\x0eGetPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x0fGetPoolResponse\x12\x1f\n\x04pool\x18\x01 \x01(\x0b\x32\x11.sandpool.v1.Pool\"9\n\x10ListPoolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListPoolsResponse\x12 \n\x05pools\x18\x01 \x03(\x0b\x32\x11.sandpool.v1.Pool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb1\x01\n\x11UpdatePoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04spec\x18\x02 \x01(\x0b\x32\x15.sandpool.v1.PoolSpec\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12 \n\x13\x65xpected_generation\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x16\n\x14_expected_generation\"5\n\x12UpdatePoolResponse\x12\x1f\n\x04pool\x18\x01 \x01(\x0b\x32\x11.sandpool.v1.Pool\"0\n\x11\x44\x65letePoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x14\n\x12\x44\x65letePoolResponse*I\n\x06\x45gress\x12\x16\n\x12\x45GRESS_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45GRESS_DISABLED\x10\x01\x12\x12\n\x0e\x45GRESS_ENABLED\x10\x02*W\n\tPoolState\x12\x1a\n\x16POOL_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11POOL_STATE_ACTIVE\x10\x01\x12\x17\n\x13POOL_STATE_DELETING\x10\x02*\xb1\x01\n\x11PoolConditionType\x12#\n\x1fPOOL_CONDITION_TYPE_UNSPECIFIED\x10\x00\x12\'\n#POOL_CONDITION_TYPE_NOT_PROGRESSING\x10\x01\x12)\n%POOL_CONDITION_TYPE_BUILDING_TEMPLATE\x10\x02\x12#\n\x1fPOOL_CONDITION_TYPE_AT_CAPACITY\x10\x03\x32\xf7\x02\n\x0bPoolService\x12I\n\x06\x43reate\x12\x1e.sandpool.v1.CreatePoolRequest\x1a\x1f.sandpool.v1.CreatePoolResponse\x12@\n\x03Get\x12\x1b.sandpool.v1.GetPoolRequest\x1a\x1c.sandpool.v1.GetPoolResponse\x12\x45\n\x04List\x12\x1d.sandpool.v1.ListPoolsRequest\x1a\x1e.sandpool.v1.ListPoolsResponse\x12I\n\x06Update\x12\x1e.sandpool.v1.UpdatePoolRequest\x1a\x1f.sandpool.v1.UpdatePoolResponse\x12I\n\x06\x44\x65lete\x12\x1e.sandpool.v1.DeletePoolRequest\x1a\x1f.sandpool.v1.DeletePoolResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sandpool.v1.pool_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EGRESS']._serialized_start=1895
-  _globals['_EGRESS']._serialized_end=1968
-  _globals['_POOLSTATE']._serialized_start=1970
-  _globals['_POOLSTATE']._serialized_end=2057
-  _globals['_POOLCONDITIONTYPE']._serialized_start=2060
-  _globals['_POOLCONDITIONTYPE']._serialized_end=2237
+  _globals['_EGRESS']._serialized_start=1913
+  _globals['_EGRESS']._serialized_end=1986
+  _globals['_POOLSTATE']._serialized_start=1988
+  _globals['_POOLSTATE']._serialized_end=2075
+  _globals['_POOLCONDITIONTYPE']._serialized_start=2078
+  _globals['_POOLCONDITIONTYPE']._serialized_end=2255
   _globals['_POOLSPEC']._serialized_start=139
   _globals['_POOLSPEC']._serialized_end=524
   _globals['_TEMPLATESOURCE']._serialized_start=526
@@ -51,29 +51,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POOL']._serialized_start=742
   _globals['_POOL']._serialized_end=995
   _globals['_POOLCOUNTS']._serialized_start=997
-  _globals['_POOLCOUNTS']._serialized_end=1096
-  _globals['_POOLCONDITION']._serialized_start=1099
-  _globals['_POOLCONDITION']._serialized_end=1236
-  _globals['_CREATEPOOLREQUEST']._serialized_start=1238
-  _globals['_CREATEPOOLREQUEST']._serialized_end=1308
-  _globals['_CREATEPOOLRESPONSE']._serialized_start=1310
-  _globals['_CREATEPOOLRESPONSE']._serialized_end=1363
-  _globals['_GETPOOLREQUEST']._serialized_start=1365
-  _globals['_GETPOOLREQUEST']._serialized_end=1395
-  _globals['_GETPOOLRESPONSE']._serialized_start=1397
-  _globals['_GETPOOLRESPONSE']._serialized_end=1447
-  _globals['_LISTPOOLSREQUEST']._serialized_start=1449
-  _globals['_LISTPOOLSREQUEST']._serialized_end=1506
-  _globals['_LISTPOOLSRESPONSE']._serialized_start=1508
-  _globals['_LISTPOOLSRESPONSE']._serialized_end=1586
-  _globals['_UPDATEPOOLREQUEST']._serialized_start=1589
-  _globals['_UPDATEPOOLREQUEST']._serialized_end=1766
-  _globals['_UPDATEPOOLRESPONSE']._serialized_start=1768
-  _globals['_UPDATEPOOLRESPONSE']._serialized_end=1821
-  _globals['_DELETEPOOLREQUEST']._serialized_start=1823
-  _globals['_DELETEPOOLREQUEST']._serialized_end=1871
-  _globals['_DELETEPOOLRESPONSE']._serialized_start=1873
-  _globals['_DELETEPOOLRESPONSE']._serialized_end=1893
-  _globals['_POOLSERVICE']._serialized_start=2240
-  _globals['_POOLSERVICE']._serialized_end=2615
+  _globals['_POOLCOUNTS']._serialized_end=1114
+  _globals['_POOLCONDITION']._serialized_start=1117
+  _globals['_POOLCONDITION']._serialized_end=1254
+  _globals['_CREATEPOOLREQUEST']._serialized_start=1256
+  _globals['_CREATEPOOLREQUEST']._serialized_end=1326
+  _globals['_CREATEPOOLRESPONSE']._serialized_start=1328
+  _globals['_CREATEPOOLRESPONSE']._serialized_end=1381
+  _globals['_GETPOOLREQUEST']._serialized_start=1383
+  _globals['_GETPOOLREQUEST']._serialized_end=1413
+  _globals['_GETPOOLRESPONSE']._serialized_start=1415
+  _globals['_GETPOOLRESPONSE']._serialized_end=1465
+  _globals['_LISTPOOLSREQUEST']._serialized_start=1467
+  _globals['_LISTPOOLSREQUEST']._serialized_end=1524
+  _globals['_LISTPOOLSRESPONSE']._serialized_start=1526
+  _globals['_LISTPOOLSRESPONSE']._serialized_end=1604
+  _globals['_UPDATEPOOLREQUEST']._serialized_start=1607
+  _globals['_UPDATEPOOLREQUEST']._serialized_end=1784
+  _globals['_UPDATEPOOLRESPONSE']._serialized_start=1786
+  _globals['_UPDATEPOOLRESPONSE']._serialized_end=1839
+  _globals['_DELETEPOOLREQUEST']._serialized_start=1841
+  _globals['_DELETEPOOLREQUEST']._serialized_end=1889
+  _globals['_DELETEPOOLRESPONSE']._serialized_start=1891
+  _globals['_DELETEPOOLRESPONSE']._serialized_end=1911
+  _globals['_POOLSERVICE']._serialized_start=2258
+  _globals['_POOLSERVICE']._serialized_end=2633
 # @@protoc_insertion_point(module_scope)

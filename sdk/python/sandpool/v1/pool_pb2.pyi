@@ -92,7 +92,9 @@ Global___PoolConditionType: _TypeAlias = PoolConditionType  # noqa: Y015
 
 @_typing.final
 class PoolSpec(_message.Message):
-    """The settings of a pool. Set by the client; zero values are replaced by the stated defaults."""
+    """The settings of a pool. Set by the client; zero values are replaced by the stated defaults. When they are changed, a
+    session keeps the cooldown, lifetime and resources that it began with.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -105,9 +107,11 @@ class PoolSpec(_message.Message):
     NETWORK_FIELD_NUMBER: _builtins.int
     BACKGROUND_IS_ACTIVITY_FIELD_NUMBER: _builtins.int
     ready_target: _builtins.int
-    """VMs kept ready: 0 to 1000. Unset: 2."""
+    """VMs kept ready: 0 to 1000; fewer where max_sessions leaves no room for more. Unset: 2. A change takes effect at once:
+    VMs are added, or those that are too many destroyed.
+    """
     max_sessions: _builtins.int
-    """Sessions at a time: 1 to 100000. Unset: 100."""
+    """Sessions at a time: 1 to 100000. Unset: 100. Lowered, it ends no session: new ones are refused until there are fewer."""
     background_is_activity: _builtins.bool
     """Executions with background=true count as activity (keep the session alive). Unset: true."""
     @_builtins.property
@@ -116,11 +120,13 @@ class PoolSpec(_message.Message):
 
     @_builtins.property
     def cooldown(self) -> _duration_pb2.Duration:
-        """Idle time after which a session is destroyed: 1 s to 24 h. Unset: 300 s."""
+        """Idle time after which a session is destroyed: 1 s to 24 h. Unset: 300 s. Changed for sessions that begin from then on."""
 
     @_builtins.property
     def max_lifetime(self) -> _duration_pb2.Duration:
-        """Longest life of a session, busy or not: 1 s to 30 days. Unset: 24 h. There is no infinite."""
+        """Longest life of a session, busy or not: 1 s to 30 days. Unset: 24 h. There is no infinite. Changed for sessions that
+        begin from then on.
+        """
 
     @_builtins.property
     def resources(self) -> Global___Resources: ...
@@ -252,7 +258,7 @@ class Pool(_message.Message):
     name: _builtins.str
     """[a-z][a-z0-9-]{0,62}"""
     generation: _builtins.int
-    """Grows with every change of template, resources or network."""
+    """Grows with every change that needs other VMs, see Update."""
     state: Global___PoolState.ValueType
     @_builtins.property
     def spec(self) -> Global___PoolSpec:
@@ -294,12 +300,15 @@ class PoolCounts(_message.Message):
     ASSIGNED_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    OUTDATED_FIELD_NUMBER: _builtins.int
     provisioning: _builtins.int
     warm: _builtins.int
     assigned: _builtins.int
     sealed: _builtins.int
     waiting: _builtins.int
     """Callers in the fair queue for a VM."""
+    outdated: _builtins.int
+    """Of the warm ones: those of an older generation, which go as new ones become ready."""
     def __init__(
         self,
         *,
@@ -308,10 +317,11 @@ class PoolCounts(_message.Message):
         assigned: _builtins.int = ...,
         sealed: _builtins.int = ...,
         waiting: _builtins.int = ...,
+        outdated: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "provisioning", b"provisioning", "sealed", b"sealed", "waiting", b"waiting", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "outdated", b"outdated", "provisioning", b"provisioning", "sealed", b"sealed", "waiting", b"waiting", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,16 +88,20 @@ class PoolServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Update(self, request, context):
-        """Changes the fields named by update_mask. A change of template, resources or network starts a new generation:
-        sessions stay, warm VMs of the old one go only as new ones become ready.
-        NOT_FOUND. ABORTED: expected_generation does not match.
+        """Changes the fields named by update_mask. A change of template, resources, network or background_is_activity, and a
+        longer max_lifetime, start a new generation: sessions stay, warm VMs of the old one are still assigned and go only as
+        new ones become ready. That needs room on a node for at least one more VM; as long as there is none, or the new template
+        cannot be built, the old ones serve and a condition says why.
+        The change of another setting is not a generation: see PoolSpec for whom it concerns.
+        NOT_FOUND. ABORTED: expected_generation does not match. FAILED_PRECONDITION: POOL_DELETING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """Refuses new sessions from now on and removes the pool when its last VM is gone. Idempotent.
+        """Refuses new sessions from now on (POOL_DELETING) and removes the pool when its last VM is gone; until then the name is
+        taken. Idempotent.
         NOT_FOUND. FAILED_PRECONDITION: POOL_IN_USE, sessions live and force is false.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -40,12 +40,16 @@ class PoolServiceStub:
     List: _grpc.UnaryUnaryMultiCallable[_pool_pb2.ListPoolsRequest, _pool_pb2.ListPoolsResponse]
     """Pools by name."""
     Update: _grpc.UnaryUnaryMultiCallable[_pool_pb2.UpdatePoolRequest, _pool_pb2.UpdatePoolResponse]
-    """Changes the fields named by update_mask. A change of template, resources or network starts a new generation:
-    sessions stay, warm VMs of the old one go only as new ones become ready.
-    NOT_FOUND. ABORTED: expected_generation does not match.
+    """Changes the fields named by update_mask. A change of template, resources, network or background_is_activity, and a
+    longer max_lifetime, start a new generation: sessions stay, warm VMs of the old one are still assigned and go only as
+    new ones become ready. That needs room on a node for at least one more VM; as long as there is none, or the new template
+    cannot be built, the old ones serve and a condition says why.
+    The change of another setting is not a generation: see PoolSpec for whom it concerns.
+    NOT_FOUND. ABORTED: expected_generation does not match. FAILED_PRECONDITION: POOL_DELETING.
     """
     Delete: _grpc.UnaryUnaryMultiCallable[_pool_pb2.DeletePoolRequest, _pool_pb2.DeletePoolResponse]
-    """Refuses new sessions from now on and removes the pool when its last VM is gone. Idempotent.
+    """Refuses new sessions from now on (POOL_DELETING) and removes the pool when its last VM is gone; until then the name is
+    taken. Idempotent.
     NOT_FOUND. FAILED_PRECONDITION: POOL_IN_USE, sessions live and force is false.
     """
 
@@ -61,12 +65,16 @@ class PoolServiceAsyncStub(PoolServiceStub):
     List: _aio.UnaryUnaryMultiCallable[_pool_pb2.ListPoolsRequest, _pool_pb2.ListPoolsResponse]  # type: ignore[assignment]
     """Pools by name."""
     Update: _aio.UnaryUnaryMultiCallable[_pool_pb2.UpdatePoolRequest, _pool_pb2.UpdatePoolResponse]  # type: ignore[assignment]
-    """Changes the fields named by update_mask. A change of template, resources or network starts a new generation:
-    sessions stay, warm VMs of the old one go only as new ones become ready.
-    NOT_FOUND. ABORTED: expected_generation does not match.
+    """Changes the fields named by update_mask. A change of template, resources, network or background_is_activity, and a
+    longer max_lifetime, start a new generation: sessions stay, warm VMs of the old one are still assigned and go only as
+    new ones become ready. That needs room on a node for at least one more VM; as long as there is none, or the new template
+    cannot be built, the old ones serve and a condition says why.
+    The change of another setting is not a generation: see PoolSpec for whom it concerns.
+    NOT_FOUND. ABORTED: expected_generation does not match. FAILED_PRECONDITION: POOL_DELETING.
     """
     Delete: _aio.UnaryUnaryMultiCallable[_pool_pb2.DeletePoolRequest, _pool_pb2.DeletePoolResponse]  # type: ignore[assignment]
-    """Refuses new sessions from now on and removes the pool when its last VM is gone. Idempotent.
+    """Refuses new sessions from now on (POOL_DELETING) and removes the pool when its last VM is gone; until then the name is
+    taken. Idempotent.
     NOT_FOUND. FAILED_PRECONDITION: POOL_IN_USE, sessions live and force is false.
     """
 
@@ -103,9 +111,12 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pool_pb2.UpdatePoolRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.UpdatePoolResponse, _abc.Awaitable[_pool_pb2.UpdatePoolResponse]]:
-        """Changes the fields named by update_mask. A change of template, resources or network starts a new generation:
-        sessions stay, warm VMs of the old one go only as new ones become ready.
-        NOT_FOUND. ABORTED: expected_generation does not match.
+        """Changes the fields named by update_mask. A change of template, resources, network or background_is_activity, and a
+        longer max_lifetime, start a new generation: sessions stay, warm VMs of the old one are still assigned and go only as
+        new ones become ready. That needs room on a node for at least one more VM; as long as there is none, or the new template
+        cannot be built, the old ones serve and a condition says why.
+        The change of another setting is not a generation: see PoolSpec for whom it concerns.
+        NOT_FOUND. ABORTED: expected_generation does not match. FAILED_PRECONDITION: POOL_DELETING.
         """
 
     @_abc_1.abstractmethod
@@ -114,7 +125,8 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pool_pb2.DeletePoolRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.DeletePoolResponse, _abc.Awaitable[_pool_pb2.DeletePoolResponse]]:
-        """Refuses new sessions from now on and removes the pool when its last VM is gone. Idempotent.
+        """Refuses new sessions from now on (POOL_DELETING) and removes the pool when its last VM is gone; until then the name is
+        taken. Idempotent.
         NOT_FOUND. FAILED_PRECONDITION: POOL_IN_USE, sessions live and force is false.
         """
 

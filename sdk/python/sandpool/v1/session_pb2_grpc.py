@@ -79,7 +79,7 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """NOT_FOUND: no such pool or session.
+        """NOT_FOUND: no such pool or session. FAILED_PRECONDITION: SESSION_ENDED when expected_epoch does not match.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,7 @@ class SessionServiceStub:
     RESOURCE_EXHAUSTED with RetryInfo: the pool's max_sessions is reached, or no VM became ready in time.
     """
     Get: _grpc.UnaryUnaryMultiCallable[_session_pb2.GetSessionRequest, _session_pb2.GetSessionResponse]
-    """NOT_FOUND: no such pool or session."""
+    """NOT_FOUND: no such pool or session. FAILED_PRECONDITION: SESSION_ENDED when expected_epoch does not match."""
     List: _grpc.UnaryUnaryMultiCallable[_session_pb2.ListSessionsRequest, _session_pb2.ListSessionsResponse]
     """Sessions of one pool by identifier. NOT_FOUND: no such pool."""
     Stop: _grpc.UnaryUnaryMultiCallable[_session_pb2.StopSessionRequest, _session_pb2.StopSessionResponse]
@@ -68,7 +68,7 @@ class SessionServiceAsyncStub(SessionServiceStub):
     RESOURCE_EXHAUSTED with RetryInfo: the pool's max_sessions is reached, or no VM became ready in time.
     """
     Get: _aio.UnaryUnaryMultiCallable[_session_pb2.GetSessionRequest, _session_pb2.GetSessionResponse]  # type: ignore[assignment]
-    """NOT_FOUND: no such pool or session."""
+    """NOT_FOUND: no such pool or session. FAILED_PRECONDITION: SESSION_ENDED when expected_epoch does not match."""
     List: _aio.UnaryUnaryMultiCallable[_session_pb2.ListSessionsRequest, _session_pb2.ListSessionsResponse]  # type: ignore[assignment]
     """Sessions of one pool by identifier. NOT_FOUND: no such pool."""
     Stop: _aio.UnaryUnaryMultiCallable[_session_pb2.StopSessionRequest, _session_pb2.StopSessionResponse]  # type: ignore[assignment]
@@ -101,7 +101,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.GetSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.GetSessionResponse, _abc.Awaitable[_session_pb2.GetSessionResponse]]:
-        """NOT_FOUND: no such pool or session."""
+        """NOT_FOUND: no such pool or session. FAILED_PRECONDITION: SESSION_ENDED when expected_epoch does not match."""
 
     @_abc_1.abstractmethod
     def List(

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,7 @@ SOCKET = "s"
 # The limit of a unix socket's path, less its end.
 MAX_SOCKET_PATH = 107
 TEMPLATE_FILE = "fake"
+GUEST_AGENT = (sys.executable, "-m", "guest_agent")
 
 
 class FakeVm:
@@ -66,9 +67,15 @@ class FakeVm:
 
 
 class FakeVmm:
-    """Passes the same behaviour suite as a hypervisor. A clone is a fresh process: it costs a Python start."""
+    """Passes the same behaviour suite as a hypervisor. A clone is a fresh process: it costs a Python start.
+
+    program starts what every VM runs; --unix PATH --data DIR are added.
+    """
 
     name = "fake"
+
+    def __init__(self, program: Sequence[str] = GUEST_AGENT) -> None:
+        self._program = tuple(program)
 
     async def probe(self) -> Acceleration:
         """There is nothing to accelerate."""
@@ -89,7 +96,7 @@ class FakeVmm:
         work = directory / BUILDING
         with _translated("template"):
             work.mkdir()
-            running = await _start(work)
+            running = await _start(self._program, work)
         try:
             await quiesce(running.address)
         finally:
@@ -102,7 +109,7 @@ class FakeVmm:
         if not (template / TEMPLATE_FILE).exists():
             raise CloneFailed("clone: the template is not complete")
         with _translated("clone"):
-            running = await _start(directory)
+            running = await _start(self._program, directory)
             (directory / GUEST_ADDRESS_FILE).write_text(running.address.to_json())
         return running
 
@@ -154,12 +161,12 @@ def _address(directory: Path) -> GuestAddress:
     return GuestAddress("unix", (str(directory / SOCKET),))
 
 
-async def _start(directory: Path) -> FakeVm:
+async def _start(program: Sequence[str], directory: Path) -> FakeVm:
     address = _address(directory)
     if len(address.paths[0]) > MAX_SOCKET_PATH:
         raise CloneFailed(f"{address.paths[0]} is too long for a socket")
     data = directory / "data"
-    arguments = [*_namespace(), sys.executable, "-m", "guest_agent", "--unix", address.paths[0], "--data", str(data)]
+    arguments = [*_namespace(), *program, "--unix", address.paths[0], "--data", str(data)]
     ready_in, ready_out = os.pipe()
     with os.fdopen(ready_in, "rb") as ready:
         try:
