@@ -10,11 +10,14 @@ from collections.abc import Awaitable, Callable
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
+    ExtensionFrame,
+    Frame,
     GoAwayFrame,
     HeadersFrame,
     PingFrame,
     RstStreamFrame,
     SettingsFrame,
+    WindowUpdateFrame,
 )
 
 from .wire import Call
@@ -80,6 +83,40 @@ async def many_headers(call: Call) -> None:
         block = b"".join(_literal(b"x-%06d" % n, b"") for n in range(first, first + 100))
         flags = ["END_HEADERS"] if first == 99_900 else []
         await call.raw(ContinuationFrame(call.stream_id, block, flags=flags))
+
+
+def _after_the_end(name: str, frames: Callable[[Call], list[Frame]]) -> Callable[[Call], Awaitable[None]]:
+    """A proper answer, and then frames for ever, which no call waits for."""
+
+    async def attack(call: Call) -> None:
+        from .execution import ENDED, started
+
+        await call.headers()
+        await call.message(started("a"))
+        await call.message(ENDED)
+        await call.trailers()
+        if name == "late-continuations":
+            await _endless_block(call, _literal(b":status", b"200"), [])
+        batch = b"".join(frame.serialize() for frame in frames(call))
+        while True:
+            await call.raw(batch)
+
+    return attack
+
+
+LATE: dict[str, Callable[[Call], list[Frame]]] = {
+    "late-continuations": lambda call: [],
+    "late-headers": lambda call: [
+        HeadersFrame(call.stream_id, _literal(b"x", b"v" * 100) * 100, flags=["END_HEADERS"]) for _ in range(10)
+    ],
+    "late-data": lambda call: [DataFrame(call.stream_id, BLOCK)],
+    "late-pings": lambda call: [PingFrame(0, bytes(8)) for _ in range(100)],
+    "late-settings": lambda call: [SettingsFrame(0, settings={4: 65_535 + n % 2}) for n in range(100)],
+    "late-unknown": lambda call: [ExtensionFrame(0xFA, 0, 0, BLOCK)],
+    "late-windows": lambda call: [WindowUpdateFrame(0, window_increment=1) for _ in range(100)],
+    "late-resets": lambda call: [RstStreamFrame(call.stream_id, error_code=0) for _ in range(100)],
+    "late-goaways": lambda call: [GoAwayFrame(0, last_stream_id=2**31 - 1, additional_data=BLOCK)],
+}
 
 
 async def empty_continuations(call: Call) -> None:
@@ -196,3 +233,4 @@ ATTACKS: dict[str, Callable[[Call], Awaitable[None]]] = {
         *(garbage, status, allowed_status, details, no_status, bad_status, not_grpc),
     )
 }
+ATTACKS |= {name: _after_the_end(name, frames) for name, frames in LATE.items()}

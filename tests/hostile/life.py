@@ -40,6 +40,9 @@ WRONG: dict[str, pb.PrepareResponse | pb.SealResponse | bytes] = {
     "seal-unparsable": b"\x0a\x7f\x01",
 }
 
+# How long an honest one has been idle, at any time: any cooldown, and not the age of whoever only asks if it lives.
+IDLE_FOR_SECONDS = 86_400
+
 
 class Life:
     """One guest's."""
@@ -60,10 +63,7 @@ class Life:
         elif method == "Prepare":
             await call.answer(_prepared().SerializeToString() + UNKNOWN)
         elif method == "Seal":
-            await call.answer(_honest_seal())
+            asked = pb.SealRequest.FromString(call.request).only_if_idle_for.seconds
+            await call.answer(pb.SealResponse(sealed=asked < IDLE_FOR_SECONDS))
         else:
             await call.answer(pb.DescribeResponse())
-
-
-def _honest_seal() -> pb.SealResponse:
-    return pb.SealResponse(sealed=True)

@@ -85,7 +85,10 @@ class Connection:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handle: Handler) -> None:
         config = h2.config.H2Configuration(
-            client_side=False, header_encoding="utf-8", validate_outbound_headers=False, normalize_outbound_headers=False
+            client_side=False,
+            header_encoding="utf-8",
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
         )
         self.h2 = h2.connection.H2Connection(config)
         self._reader, self._writer, self._handle = reader, writer, handle

@@ -55,3 +55,6 @@ def configure(service: str, level: int = logging.INFO) -> None:
     # A client that goes away while a message is on its way to it: its rpc's own line says CANCELLED.
     grpc_log = logging.getLogger("grpc._cython.cygrpc")
     grpc_log.addFilter(lambda record: not record.getMessage().startswith("ExecuteBatchError"))
+    # Bytes that are no message: whoever receives them knows, and says so in a line of its own.
+    common_log = logging.getLogger("grpc._common")
+    common_log.addFilter(lambda record: record.getMessage() != "Exception deserializing message!")

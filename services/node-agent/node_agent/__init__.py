@@ -1,1 +1,3 @@
 """Owns whether a VM exists on this host."""
+
+import service_kit  # noqa: F401  # first: it decides how gRPC is loaded

@@ -13,7 +13,7 @@ import structlog
 from google.protobuf import duration_pb2
 
 from node_agent import metrics
-from node_agent.guest import GuestFailed, Guests
+from node_agent.guest import GuestFailed, Guests, GuestSilent
 from node_agent.journal import KEPT_GONE, Journal
 from node_agent.ledger import Ledger, NodeFull, cost
 from node_agent.templates import Templates
@@ -31,6 +31,8 @@ log = structlog.get_logger("agent")
 # Clones that start at a time. More would only wait for the same CPUs.
 CONCURRENT_CLONES = 8
 SAMPLES_KEPT = 100_000
+# A session that is due is gone within a second: it is asked at most this often whether it may be.
+LEAST_REMAINING_SECONDS = 0.1
 
 
 class Vm:
@@ -181,7 +183,7 @@ class Agent:
             answer = await self._seal(vm, only_if_idle_for)
             if answer is not None and vm.ending is None:
                 if not answer.sealed:
-                    remaining = answer.remaining if answer.HasField("remaining") else None
+                    remaining = _bounded(answer.remaining, only_if_idle_for) if answer.HasField("remaining") else None
                     return pb.DestroyVmResponse(destroyed=False, remaining=remaining)
                 failpoint.reach(failpoint.Place.VM_SEALED)
                 # Recorded, so that an agent that is killed here goes on with it.
@@ -199,8 +201,10 @@ class Agent:
             await asyncio.wait([asking, ended], return_when=asyncio.FIRST_COMPLETED)
             if asking.done():
                 return asking.result()
-        except GuestFailed as error:
+        except GuestSilent as error:
             self._end(vm, end.END_REASON_UNRESPONSIVE, str(error))
+        except GuestFailed as error:
+            self._end(vm, end.END_REASON_GUEST_PROTOCOL, str(error))
         finally:
             asking.cancel()
             ended.cancel()
@@ -273,6 +277,15 @@ class Agent:
 def _may_go_on(record: VmRecord) -> bool:
     """Whether it was ready, and its end had not begun."""
     return record.state == pb.VM_STATE_READY and record.end_reason == end.END_REASON_UNSPECIFIED
+
+
+def _bounded(remaining: duration_pb2.Duration, idle: duration_pb2.Duration) -> duration_pb2.Duration:
+    """What a guest says is left, at most all of it, and enough for it not to be asked for ever without a pause."""
+    least, most = LEAST_REMAINING_SECONDS, max(LEAST_REMAINING_SECONDS, idle.seconds + idle.nanos / 1e9)
+    said = remaining.seconds + remaining.nanos / 1e9
+    bounded = duration_pb2.Duration()
+    bounded.FromNanoseconds(int(min(max(said, least), most) * 1e9))
+    return bounded
 
 
 def _lost_while_away(record: VmRecord, running: RunningVm | None) -> tuple[end.EndReason.ValueType, str]:

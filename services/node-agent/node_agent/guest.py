@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,6 +19,8 @@ from node_agent.vm_record import VmRecord
 from sandpool.guest.v1 import guest_pb2 as pb
 from sandpool.guest.v1 import guest_pb2_grpc
 from service_kit import capability, rpc, telemetry
+
+T = TypeVar("T")
 
 # An emulated template boots and imports its libraries within this.
 BOOT_SECONDS = 600.0
@@ -32,10 +35,18 @@ RESUMABLE_VERSION = 2
 # And who can set its clock again. It is late by less than CLOCK_SECONDS, or the VM is of no use.
 CLOCK_VERSION = 2
 CLOCK_SECONDS, CLOCK_TRIES, CLOCK_CALL_SECONDS = 0.5, 10, 5.0
+# A guest has no more to say to its node than a few samples and times.
+MAX_ANSWER_BYTES = 4096
+# With these a call ends that was not answered at all.
+_SILENT = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
 
 
 class GuestFailed(Exception):
-    """The guest agent gave no answer, or a wrong one. What it says is hostile: only the status code is kept."""
+    """The guest agent gave a wrong answer, or none. What it says is hostile: only the status code is kept."""
+
+
+class GuestSilent(GuestFailed):
+    """It gave none."""
 
 
 class Guests:
@@ -56,21 +67,22 @@ class Guests:
     async def _stub(self, vm_id: str, ready_within: float = 0.0) -> AsyncIterator[guest_pb2_grpc.GuestServiceAsyncStub]:
         """ready_within: be connected first, within so many seconds."""
         token = capability.sign(self._key, vm_id, time.time() + CAPABILITY_SECONDS)
-        async with rpc.tunnel_channel(vm_id, self.tunnel_address, token) as channel:
+        async with rpc.tunnel_channel(vm_id, self.tunnel_address, token, MAX_ANSWER_BYTES) as channel:
             try:
                 if ready_within:
                     async with asyncio.timeout(ready_within):
                         await channel.channel_ready()
                 yield guest_pb2_grpc.GuestServiceStub(channel)
             except TimeoutError as error:
-                raise GuestFailed("the guest agent cannot be reached") from error
+                raise GuestSilent("the guest agent cannot be reached") from error
             except grpc.aio.AioRpcError as error:
-                raise GuestFailed(f"the guest agent answered {error.code().name}") from error
+                kind = GuestSilent if error.code() in _SILENT else GuestFailed
+                raise kind(f"the guest agent answered {error.code().name}") from error
 
     async def quiesce(self, vm_id: str) -> None:
         """Wait for the boot, then get the guest ready to be frozen. Raises GuestFailed."""
         async with self._stub(vm_id) as stub:
-            await stub.Quiesce(pb.QuiesceRequest(), wait_for_ready=True, timeout=BOOT_SECONDS)
+            _parsed(await stub.Quiesce(pb.QuiesceRequest(), wait_for_ready=True, timeout=BOOT_SECONDS))
 
     async def prepare(self, record: VmRecord, resumes_vm_id: str = "") -> bytes:
         """Make a clone unique; returns what its generators answered, to be compared. Raises GuestFailed.
@@ -89,8 +101,8 @@ class Guests:
         async with self._stub(record.vm_id, ready_within=PREPARE_SECONDS) as stub:
             begun = time.monotonic()
             request.now.GetCurrentTime()
-            answer = await stub.Prepare(
-                request, wait_for_ready=True, timeout=PREPARE_SECONDS, metadata=telemetry.outgoing()
+            answer = _parsed(
+                await stub.Prepare(request, wait_for_ready=True, timeout=PREPARE_SECONDS, metadata=telemetry.outgoing())
             )
             if time.monotonic() - begun > CLOCK_SECONDS and answer.protocol_version >= CLOCK_VERSION:
                 await set_clock(stub)
@@ -101,7 +113,7 @@ class Guests:
         request = pb.SealRequest(only_if_idle_for=only_if_idle_for)
         async with self._stub(vm_id) as stub:
             # A tunnel that is being started again is not the guest's silence.
-            return await stub.Seal(request, wait_for_ready=True, timeout=SEAL_SECONDS)
+            return _parsed(await stub.Seal(request, wait_for_ready=True, timeout=SEAL_SECONDS))
 
 
 async def set_clock(
@@ -112,7 +124,7 @@ async def set_clock(
     for _ in range(CLOCK_TRIES):
         begun = monotonic()
         request.now.GetCurrentTime()
-        await stub.SetClock(request, timeout=CLOCK_CALL_SECONDS)
+        _parsed(await stub.SetClock(request, timeout=CLOCK_CALL_SECONDS))
         if monotonic() - begun <= CLOCK_SECONDS:
             return
     raise GuestFailed("the guest is too slow for its clock to be right")
@@ -126,3 +138,10 @@ def proof(request: pb.PrepareRequest, answer: pb.PrepareResponse) -> bytes:
     if len(samples) < 2 or any(len(sample) != 32 for sample in samples):
         raise GuestFailed("the guest agent proved no randomness of its own")
     return hashlib.sha256(b"".join(samples)).digest()
+
+
+def _parsed(answer: T | None) -> T:
+    """grpcio answers None for bytes that are no such message. Raises GuestFailed."""
+    if answer is None:
+        raise GuestFailed("the guest agent answered what cannot be parsed")
+    return answer

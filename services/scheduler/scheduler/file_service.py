@@ -9,7 +9,7 @@ import grpc
 
 from sandpool.v1 import file_pb2 as pb
 from sandpool.v1 import file_pb2_grpc
-from scheduler import file_check, file_stream, guest_check
+from scheduler import file_check, file_stream
 from scheduler import file_validation as validation
 from scheduler.routes import Routes
 from scheduler.session_call import SessionCall
@@ -19,19 +19,13 @@ from service_kit.errors import Unimplemented
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-def _check_list(request: pb.ListFilesRequest, response: pb.ListFilesResponse) -> None:
-    guest_check.check_page(len(response.files), request.page_size, response.next_page_token)
-    for info in response.files:
-        file_check.check_info(info)
-
-
 LIST: UnaryMethod[pb.ListFilesRequest, pb.ListFilesResponse] = UnaryMethod(
-    lambda route: route.files.List, validation.check_list, _check_list
+    lambda route: route.files.List, validation.check_list, file_check.check_listed
 )
 STAT: UnaryMethod[pb.StatFileRequest, pb.StatFileResponse] = UnaryMethod(
     lambda route: route.files.Stat,
     validation.check_named,
-    lambda _request, response: file_check.check_info(response.file),
+    lambda request, response: file_check.check_info(response.file, request.path),
 )
 REMOVE: UnaryMethod[pb.RemoveFileRequest, pb.RemoveFileResponse] = UnaryMethod(
     lambda route: route.files.Remove, validation.check_named, repeatable=False
@@ -39,13 +33,13 @@ REMOVE: UnaryMethod[pb.RemoveFileRequest, pb.RemoveFileResponse] = UnaryMethod(
 MOVE: UnaryMethod[pb.MoveFileRequest, pb.MoveFileResponse] = UnaryMethod(
     lambda route: route.files.Move,
     validation.check_move,
-    lambda _request, response: file_check.check_info(response.file),
+    lambda request, response: file_check.check_info(response.file, request.destination),
     repeatable=False,
 )
 MAKE_DIR: UnaryMethod[pb.MakeDirRequest, pb.MakeDirResponse] = UnaryMethod(
     lambda route: route.files.MakeDir,
     validation.check_make_dir,
-    lambda _request, response: file_check.check_info(response.file),
+    lambda request, response: file_check.check_info(response.file, request.path),
     allocates=True,
 )
 

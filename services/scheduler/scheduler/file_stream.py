@@ -23,7 +23,7 @@ from service_kit import telemetry
 async def read(call: SessionCall, request: pb.ReadFileRequest) -> AsyncIterator[pb.ReadFileResponse]:
     """Everything up to the end. May begin again on another connection until the first message has come."""
     telemetry.add_first_stage("check")
-    check = ReadCheck(request.length if request.HasField("length") else None)
+    check = ReadCheck(request.path, request.length if request.HasField("length") else None)
     with call, StreamClock() as clock:
         while True:
             route = await call.reach()
@@ -72,7 +72,7 @@ async def write(
             if response is None or not whole:
                 raise GuestProtocolError("an answer before the end, or one that cannot be parsed")
             response.DiscardUnknownFields()
-            check_written(response)
+            check_written(response, first.header.path)
         except GuestProtocolError as error:
             raise await call.violated(error) from error
         except grpc.aio.AioRpcError as error:

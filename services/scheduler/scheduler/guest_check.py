@@ -15,6 +15,8 @@ attached again; its second started, and what was had already, is not admitted a 
 import math
 from enum import Enum
 
+from google.protobuf import timestamp_pb2
+
 from sandpool.v1 import execution_pb2 as pb
 
 MAX_CHUNK_BYTES = 262_144
@@ -26,6 +28,10 @@ MAX_ERROR_NAME_BYTES = 4 * 256
 MAX_ERROR_VALUE_BYTES = 4 * (16 << 10)
 MAX_TRACEBACK_BYTES = 4 * (64 << 10)
 MAX_SIGNAL = 64
+DEFAULT_PAGE = 100  # of every list
+MAX_TOKEN_BYTES = 8192  # a token may hold a path
+# google.protobuf.Timestamp: the years 1 to 9999.
+MIN_SECONDS, MAX_SECONDS = -62_135_596_800, 253_402_300_799
 NO_END = (1 << 64) - 1
 
 _SOURCES = (pb.OUTPUT_STREAM_STDOUT, pb.OUTPUT_STREAM_STDERR)
@@ -220,11 +226,22 @@ def check_execution(execution: pb.Execution, execution_id: str | None = None) ->
         raise GuestProtocolError("another execution than asked for")
     if not 1 <= len(execution.execution_id) <= 64:
         raise GuestProtocolError("a bad execution_id")
+    check_time(execution.created_at)
+    if execution.state not in pb.ExecutionState.values():
+        raise GuestProtocolError("an unknown state")
     if execution.HasField("ended"):
         _check_ended(execution.ended)
 
 
 def check_page(count: int, page_size: int, token: str) -> None:
     """The size of a page, and its token. Raises GuestProtocolError."""
-    if count > (page_size or 100) or len(token.encode()) > 8192:
+    if count > (page_size or DEFAULT_PAGE) or len(token.encode()) > MAX_TOKEN_BYTES:
         raise GuestProtocolError("a page that is too large")
+    if token and not count:
+        raise GuestProtocolError("an empty page that is not the last")
+
+
+def check_time(moment: timestamp_pb2.Timestamp) -> None:
+    """A moment that every language can hold. Raises GuestProtocolError."""
+    if not (MIN_SECONDS <= moment.seconds <= MAX_SECONDS and 0 <= moment.nanos < 10**9):
+        raise GuestProtocolError("an impossible time")

@@ -42,6 +42,19 @@ def is_sealed(error: grpc.aio.AioRpcError) -> bool:
     return error.code() is grpc.StatusCode.FAILED_PRECONDITION and reason_of(error) == SEALED
 
 
+# With these, and without a reason, gRPC itself ends a call whose guest broke HTTP/2, gRPC, or the bounds of the channel.
+# Our guest agent gives a reason with either.
+_BROKEN: dict[grpc.StatusCode, str] = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "a message, headers or trailers that are too large",
+    grpc.StatusCode.INTERNAL: "bytes that are not gRPC",
+}
+
+
+def violation(error: grpc.aio.AioRpcError) -> str | None:
+    """Which rule of the transport the guest broke, if it did."""
+    return None if reason_of(error) else _BROKEN.get(error.code())
+
+
 def translate(error: grpc.aio.AioRpcError) -> errors.SandpoolError:
     """What the client is told of a guest's refusal."""
     code, reason = error.code(), reason_of(error)

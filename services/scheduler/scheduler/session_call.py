@@ -25,6 +25,9 @@ log = structlog.get_logger("session_call")
 
 # Before each further try: at once where the session was only replaced, and long enough for a tunnel that is restarted.
 RETRY_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0)
+# What has held for so long may break as if for the first time. A guest that answers and breaks off, again and again, has
+# its tries counted: each of them costs a question to its node.
+SETTLED_SECONDS = 2.0
 # No pool has a shorter cooldown: a call that a guest took less long ago keeps its session from ending as idle.
 MIN_COOLDOWN_SECONDS = 1.0
 
@@ -55,6 +58,7 @@ class SessionCall:
         self._sent_at = 0.0
         self._answered = False
         self._tries = 0
+        self._settling_since = float("inf")  # when the connection in use first answered
         telemetry.annotate(pool=ref.pool)
 
     def __enter__(self) -> SessionCall:
@@ -78,7 +82,7 @@ class SessionCall:
     def answered(self) -> None:
         """The guest said something: it took the call."""
         self._answered = True
-        self._tries = 0
+        self._settling_since = min(self._settling_since, time.monotonic())
         if self.route is not None:
             self.route.answered_at = time.monotonic()
 
@@ -88,6 +92,9 @@ class SessionCall:
 
     async def fail(self, error: grpc.aio.AioRpcError, *, repeatable: bool) -> None:
         """The call to the guest failed. Returns if it may be sent again; else raises what the client is told."""
+        rule = guest_errors.violation(error)
+        if rule is not None:
+            raise await self.violated(GuestProtocolError(rule)) from error
         if guest_errors.is_sealed(error):
             self._sent -= 1
             await self._recover(repeatable=True)
@@ -196,6 +203,9 @@ class SessionCall:
         return idle and self._sent == 1 and not self._answered and since < MIN_COOLDOWN_SECONDS
 
     async def _pause(self) -> None:
+        if time.monotonic() - self._settling_since > SETTLED_SECONDS:
+            self._tries = 0
+        self._settling_since = float("inf")
         if self._tries >= len(RETRY_SECONDS):
             raise cut() if self._sent else Unavailable("SESSION_UNREACHABLE", "the session's VM cannot be reached")
         self._tries += 1
