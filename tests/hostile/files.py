@@ -61,7 +61,6 @@ def listings(name: str) -> dict[str, pb.ListFilesResponse]:
         "endless-pages": pb.ListFilesResponse(next_page_token="YQ=="),
         "long-token": pb.ListFilesResponse(files=inside[:1], next_page_token="a" * 10_000),
         "outside": pb.ListFilesResponse(files=[info("elsewhere/a")]),
-        "unordered": pb.ListFilesResponse(files=[inside[1], inside[0]]),
         "deep": pb.ListFilesResponse(files=[info(f"{name}/a/b")]),
         "bad-mode": pb.ListFilesResponse(files=[pb.FileInfo(path=f"{name}/a", mode=1 << 20)]),
     }

@@ -15,8 +15,8 @@ MAX_GUEST_MESSAGE_BYTES = (1 << 20) - 4096
 # All headers, or all trailers, of a guest: a status, a reason and a message of 1 KiB, which percent signs may treble.
 MAX_GUEST_METADATA_BYTES = 8192
 
-# gRPC reads ahead of what it has parsed, without a bound unless it is given one: a peer that sends faster than its bytes
-# are parsed (small frames, headers that do not end) took a gigabyte here in a minute.
+# gRPC reads ahead of what it has parsed, without a bound unless it is given one: a peer that sends faster than its
+# bytes are parsed (small frames, headers that do not end) took a gigabyte here in a minute.
 READ_AHEAD = ("grpc.experimental.tcp_max_read_buffer_size", 262_144)
 
 # An ambient http_proxy would send loopback channels elsewhere.

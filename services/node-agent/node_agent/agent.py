@@ -14,6 +14,7 @@ from google.protobuf import duration_pb2
 
 from node_agent import metrics
 from node_agent.guest import GuestFailed, Guests, GuestSilent
+from node_agent.guest import GuestFailed, Guests, GuestSilent
 from node_agent.journal import KEPT_GONE, Journal
 from node_agent.ledger import Ledger, NodeFull, cost
 from node_agent.templates import Templates
@@ -101,9 +102,10 @@ class Agent:
             vm = self._begin(record)
         elif not vm.record.same_request(record):
             raise AlreadyExists("VM_EXISTS", "this vm_id was created by another request")
-        for task in (vm.creating, vm.ending):
-            if task is not None:
-                await asyncio.wait([task])
+        if vm.creating is not None:
+            await asyncio.wait([vm.creating])
+        if vm.ending is not None:  # looked at only now: a creation that fails begins it
+            await asyncio.wait([vm.ending])
         if vm.record.state == pb.VM_STATE_DESTROYED:
             reason = end.EndReason.Name(vm.record.end_reason).removeprefix("END_REASON_")
             raise Internal(reason, vm.record.detail)

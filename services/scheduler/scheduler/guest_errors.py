@@ -42,7 +42,7 @@ def is_sealed(error: grpc.aio.AioRpcError) -> bool:
     return error.code() is grpc.StatusCode.FAILED_PRECONDITION and reason_of(error) == SEALED
 
 
-# With these, and without a reason, gRPC itself ends a call whose guest broke HTTP/2, gRPC, or the bounds of the channel.
+# With these, and without a reason, gRPC itself ends a call whose guest broke HTTP/2, gRPC or the bounds of the channel.
 # Our guest agent gives a reason with either.
 _BROKEN: dict[grpc.StatusCode, str] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: "a message, headers or trailers that are too large",

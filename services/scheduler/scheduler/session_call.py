@@ -25,8 +25,8 @@ log = structlog.get_logger("session_call")
 
 # Before each further try: at once where the session was only replaced, and long enough for a tunnel that is restarted.
 RETRY_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0)
-# What has held for so long may break as if for the first time. A guest that answers and breaks off, again and again, has
-# its tries counted: each of them costs a question to its node.
+# What has held for so long may break as if for the first time. A guest that answers and breaks off, again and again,
+# has its tries counted: each of them costs a question to its node.
 SETTLED_SECONDS = 2.0
 # No pool has a shorter cooldown: a call that a guest took less long ago keeps its session from ending as idle.
 MIN_COOLDOWN_SECONDS = 1.0
