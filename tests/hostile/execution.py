@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 from sandpool.v1 import execution_pb2 as pb
@@ -154,13 +153,22 @@ async def answer(call: Call, method: str) -> None:
         await _run(call, request.execution_id, request.code.source)
     elif method == "Attach":
         attach = pb.AttachRequest.FromString(call.request)
-        await _run(call, attach.execution_id, _begun[attach.execution_id])
+        if attach.execution_id in _begun:
+            await _run(call, attach.execution_id, _begun[attach.execution_id])
+        else:
+            await refuse(call)
     elif method == "List":
         await call.answer(pb.ListExecutionsResponse())
     elif method == "Get":
         await call.answer(pb.GetExecutionResponse(execution=pb.Execution(execution_id="other")))
     else:
-        await asyncio.Event().wait()
+        await refuse(call)
+
+
+async def refuse(call: Call) -> None:
+    """As an honest one does that knows nothing of it."""
+    await call.headers()
+    await call.trailers(5, [("sandpool-reason", "EXECUTION_NOT_FOUND")])
 
 
 async def _run(call: Call, execution_id: str, name: str) -> None:
@@ -168,5 +176,7 @@ async def _run(call: Call, execution_id: str, name: str) -> None:
         await _say(call, started(execution_id), *VIOLATIONS[name])
     elif name in PROGRAMS:
         await PROGRAMS[name](call, execution_id)
-    else:
+    elif name in ATTACKS:
         await ATTACKS[name](call)
+    else:
+        await _say(call, started(execution_id), ENDED)

@@ -7,7 +7,7 @@ import hashlib
 from sandpool.v1 import file_pb2 as pb
 
 from .attacks import ATTACKS
-from .execution import UNKNOWN
+from .execution import UNKNOWN, refuse
 from .wire import Call
 
 DATA = b"123456"
@@ -112,7 +112,7 @@ async def answer(call: Call, method: str) -> None:
             return
     else:
         path = pb.RemoveFileRequest.FromString(call.request).path
-    await ATTACKS[path](call)
+    await ATTACKS.get(path, refuse)(call)
 
 
 async def _write(call: Call) -> None:
@@ -126,7 +126,7 @@ async def _write(call: Call) -> None:
         await ATTACKS[path](call)
     else:
         await call.ended.wait()
-        if path == "wrong-sha256":
-            await call.answer(pb.WriteFileResponse(file=info(path), sha256=bytes(32)))
+        if path not in single("Write", path):
+            await refuse(call)
         else:
             await call.answer(pb.WriteFileResponse(file=single("Write", path)[path], sha256=bytes(32)))

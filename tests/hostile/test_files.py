@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from sandpool.upload import upload
 from sandpool.v1 import file_pb2 as pb
 from sandpool.v1 import session_pb2
 
@@ -23,10 +24,9 @@ ATTACKS = ["huge-message", "endless-headers", "endless-trailers", "reset"]
 FINE = ("unknown-fields", "wrong-sha256")
 
 
-async def _upload(session: session_pb2.SessionRef, path: str) -> AsyncIterator[pb.WriteFileRequest]:
-    yield pb.WriteFileRequest(header=pb.WriteFileHeader(session=session, path=path))
+async def _chunks() -> AsyncIterator[bytes]:
     for _ in range(64):
-        yield pb.WriteFileRequest(data=bytes(1 << 18))
+        yield bytes(1 << 18)
 
 
 CALLS: dict[str, Callable[[Stack, session_pb2.SessionRef, str], Any]] = {
@@ -38,7 +38,7 @@ CALLS: dict[str, Callable[[Stack, session_pb2.SessionRef, str], Any]] = {
         pb.MoveFileRequest(session=ref, source="a", destination=path), timeout=30
     ),
     "Remove": lambda stack, ref, path: stack.files.Remove(pb.RemoveFileRequest(session=ref, path=path), timeout=30),
-    "Write": lambda stack, ref, path: stack.files.Write(_upload(ref, path), timeout=30),
+    "Write": lambda stack, ref, path: upload(stack.files, pb.WriteFileHeader(session=ref, path=path), _chunks()),
 }
 CASES = [
     *(("Read", name) for name in reads("a") if name not in FINE),

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from opentelemetry import trace
 from opentelemetry.context import attach
 
@@ -37,6 +38,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith(QUIET_PREFIXES):
             return handler  # type: ignore[no-any-return]
+        handler = handler._replace(request_deserializer=_tolerant(handler.request_deserializer))
         calls = self._calls.of(method)
         if handler.unary_unary:
             return handler._replace(unary_unary=_unary(method, calls, handler.unary_unary))  # type: ignore[no-any-return]
@@ -47,10 +49,40 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         return handler._replace(stream_stream=_stream(method, calls, handler.stream_stream))  # type: ignore[no-any-return]
 
 
+def _tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """None for bytes that are no such message: grpcio would answer UNKNOWN, and log the whole exception."""
+    if deserializer is None:
+        return None
+
+    def deserialize(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except DecodeError:
+            return None
+
+    return deserialize
+
+
+def _check(request: Any) -> Any:
+    if request is None:
+        raise errors.InvalidArgument("MALFORMED_REQUEST", "the bytes of the request are no such message")
+    return request
+
+
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _check(request)
+
+
+def _whole(request: Any) -> Any:
+    """One request or all of a stream. Raises InvalidArgument, at once or when the stream is there."""
+    return _checked(request) if hasattr(request, "__aiter__") else _check(request)
+
+
 def _unary(method: str, calls: MethodMetrics, handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         async with _rpc(method, calls, context):
-            return await handler(request, context)
+            return await handler(_whole(request), context)
 
     return call
 
@@ -60,7 +92,7 @@ def _stream(
 ) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         async with _rpc(method, calls, context):
-            async for response in handler(request, context):
+            async for response in handler(_whole(request), context):
                 yield response
 
     return call

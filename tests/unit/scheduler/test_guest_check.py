@@ -12,7 +12,7 @@ from guest_agent.execution import _events_of
 from guest_agent.output import ITEM_BYTES, OutputLog, Reader
 from sandpool.v1 import execution_pb2 as pb
 from sandpool.v1 import file_pb2
-from scheduler.file_check import ReadCheck, check_info, check_written
+from scheduler.file_check import ReadCheck, check_info, check_listed, check_written
 from scheduler.guest_check import NO_END, GuestProtocolError, StreamCheck, check_execution, check_page
 
 STARTED = pb.ExecutionEvent(started=pb.ExecutionStarted(execution_id="a"))
@@ -266,7 +266,7 @@ def test_no_bytes_do_more_than_break_the_protocol(messages: list[bytes]) -> None
             return
 
 
-INFO = file_pb2.ReadFileResponse(info=file_pb2.ReadFileInfo())
+INFO = file_pb2.ReadFileResponse(info=file_pb2.ReadFileInfo(file=file_pb2.FileInfo(path="d/a")))
 END = file_pb2.ReadFileResponse(end=file_pb2.ReadFileEnd(sha256=bytes(32)))
 
 
@@ -276,7 +276,7 @@ def data(size: int) -> file_pb2.ReadFileResponse:
 
 def test_a_whole_file() -> None:
     for length, messages in [(None, [INFO, END]), (None, [INFO, data(262_144), END]), (5, [INFO, data(5), END])]:
-        check = ReadCheck(length)
+        check = ReadCheck("/mnt/data/./d//a", length)
         for message in messages:
             check.admit(copy.deepcopy(message))
         check.finish()
@@ -295,10 +295,11 @@ def test_a_whole_file() -> None:
         [INFO, END, data(1)],
         [INFO, file_pb2.ReadFileResponse(end=file_pb2.ReadFileEnd(sha256=b"1"))],
         [INFO, file_pb2.ReadFileResponse()],
+        [file_pb2.ReadFileResponse(info=file_pb2.ReadFileInfo(file=file_pb2.FileInfo(path="a")))],
     ],
 )
 def test_a_file_that_breaks_a_rule(messages: list[file_pb2.ReadFileResponse]) -> None:
-    check = ReadCheck(5)
+    check = ReadCheck("d/a", 5)
     for message in messages[:-1]:
         check.admit(copy.deepcopy(message))
     with pytest.raises(GuestProtocolError):
@@ -310,12 +311,20 @@ def test_answers_about_files_and_executions() -> None:
     check_execution(pb.Execution(execution_id="a", ended=pb.ExecutionEnded(exit_code=0)), "a")
     check_page(100, 0, "t")
     refused: list[Any] = [
-        lambda: ReadCheck(None).finish(),
+        lambda: ReadCheck("a", None).finish(),
         lambda: check_info(file_pb2.FileInfo(path="a" * 12_289)),
         lambda: check_info(file_pb2.FileInfo(link_target="a" * 12_289)),
         lambda: check_info(file_pb2.FileInfo(mode=0o10000)),
         lambda: check_info(file_pb2.FileInfo(type=9)),  # type: ignore[arg-type]
-        lambda: check_written(file_pb2.WriteFileResponse(sha256=b"1")),
+        lambda: check_written(file_pb2.WriteFileResponse(file=file_pb2.FileInfo(path="a"), sha256=b"1"), "a"),
+        lambda: check_written(file_pb2.WriteFileResponse(file=file_pb2.FileInfo(path="b"), sha256=bytes(32)), "a"),
+        lambda: check_info(file_pb2.FileInfo(path="b"), "a"),
+        lambda: check_info(file_pb2.FileInfo(size_bytes=1 << 63)),
+        lambda: check_info(file_pb2.FileInfo(modified_at={"seconds": 1 << 40})),
+        lambda: check_info(file_pb2.FileInfo(modified_at={"nanos": -1})),
+        lambda: check_execution(pb.Execution(execution_id="a", created_at={"seconds": -(1 << 40)})),
+        lambda: check_execution(pb.Execution(execution_id="a", state=9)),  # type: ignore[arg-type]
+        lambda: check_page(0, 0, "t"),
         lambda: check_execution(pb.Execution(execution_id="b"), "a"),
         lambda: check_execution(pb.Execution()),
         lambda: check_execution(pb.Execution(execution_id="a", ended=pb.ExecutionEnded())),
@@ -326,3 +335,28 @@ def test_answers_about_files_and_executions() -> None:
     for check in refused:
         with pytest.raises(GuestProtocolError):
             check()
+
+
+@pytest.mark.parametrize(
+    ("directory", "recursive", "path", "fits"),
+    [
+        ("", False, "a", True),
+        (".", False, "a/b", False),
+        ("/mnt/data", True, "a/b", True),
+        ("d", False, "d/a", True),
+        ("d/", False, "d/a/b", False),
+        ("d", True, "d/a/b", True),
+        ("d", True, "d", False),
+        ("d", True, "d/", False),
+        ("d", True, "dd/a", False),
+        ("d", True, "/mnt/data/d/a", False),
+    ],
+)
+def test_a_listing_is_of_the_directory_asked_for(directory: str, recursive: bool, path: str, fits: bool) -> None:
+    request = file_pb2.ListFilesRequest(path=directory, recursive=recursive)
+    response = file_pb2.ListFilesResponse(files=[file_pb2.FileInfo(path=path)])
+    if fits:
+        check_listed(request, response)
+    else:
+        with pytest.raises(GuestProtocolError):
+            check_listed(request, response)

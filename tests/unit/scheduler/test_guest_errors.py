@@ -64,3 +64,10 @@ def test_sealed_is_a_code_and_a_reason() -> None:
     assert guest_errors.is_sealed(refusal(Code.FAILED_PRECONDITION, reason="SEALED"))
     assert not guest_errors.is_sealed(refusal(Code.FAILED_PRECONDITION, reason="STDIN_CLOSED"))
     assert not guest_errors.is_sealed(refusal(Code.NOT_FOUND, reason="SEALED"))
+
+
+@pytest.mark.parametrize("code", Code)
+def test_a_transport_that_was_broken_is_a_violation(code: grpc.StatusCode) -> None:
+    broken = code in (Code.RESOURCE_EXHAUSTED, Code.INTERNAL)
+    assert (guest_errors.violation(refusal(code, "secret")) is not None) == broken
+    assert guest_errors.violation(refusal(code, reason="DISK_FULL")) is None

@@ -45,7 +45,7 @@ class Files(file_pb2_grpc.FileServiceServicer):
     """Says more of a file than was asked for."""
 
     async def Read(self, request: file_pb2.ReadFileRequest, context: Any) -> AsyncIterator[file_pb2.ReadFileResponse]:  # noqa: N802
-        yield file_pb2.ReadFileResponse(info=file_pb2.ReadFileInfo())
+        yield file_pb2.ReadFileResponse(info=file_pb2.ReadFileInfo(file=file_pb2.FileInfo(path="a")))
         yield file_pb2.ReadFileResponse(data=b"123456")
 
 
