@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpclib.const
 import grpclib.server
 from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError
 from grpclib.const import Status
 
 from guest_agent.activity import Activity, Sealed
@@ -92,7 +94,9 @@ class Service:
 async def _serve(
     stream: grpclib.server.Stream[Any, Any], method: Callable[..., Any], cardinality: grpclib.const.Cardinality
 ) -> None:
-    request = _requests(stream) if cardinality.client_streaming else await stream.recv_message()
+    request = _requests(stream) if cardinality.client_streaming else await _receive(stream)
+    if request is None:
+        raise _malformed()
     if cardinality.server_streaming:
         events = method(request)
         try:
@@ -105,14 +109,27 @@ async def _serve(
 
 
 async def _requests(stream: grpclib.server.Stream[Any, Any]) -> AsyncIterator[Any]:
-    while (message := await stream.recv_message()) is not None:
+    while (message := await _receive(stream)) is not None:
         yield message
+
+
+async def _receive(stream: grpclib.server.Stream[Any, Any]) -> Any:
+    """The next message; None at the end. Raises Refused."""
+    try:
+        return await stream.recv_message()
+    except DecodeError:
+        raise _malformed() from None
+
+
+def _malformed() -> Refused:
+    return Refused(Status.INVALID_ARGUMENT, "MALFORMED_REQUEST", "the bytes of the request are no such message")
 
 
 async def _drain(stream: grpclib.server.Stream[Any, Any]) -> None:
     left = DRAINED_BYTES
-    while left > 0 and (message := await stream.recv_message()) is not None:
-        left -= message.ByteSize()
+    with suppress(Refused):
+        while left > 0 and (message := await _receive(stream)) is not None:
+            left -= message.ByteSize()
 
 
 async def _refuse(stream: grpclib.server.Stream[Any, Any], error: Refused) -> None:

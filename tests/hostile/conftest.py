@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,8 +15,9 @@ import pytest_asyncio
 
 from sandpool.v1 import execution_pb2 as pb
 from sandpool.v1 import session_pb2
-from service_kit import errors
+from service_kit import errors, rpc
 
+from ..unit.scheduler.conftest import GuestProcess
 from .attacks import SECRET
 from .driver import HONEST
 from .stack import Memory, Stack, running
@@ -65,7 +68,9 @@ async def stack() -> AsyncIterator[Stack]:
         await it.make_pool("bad", "hostile", ready_target=2)
         await it.make_pool("good", HONEST, ready_target=1)
         yield it
-        assert SECRET not in it.log()
+        log = it.log()
+    for never in (SECRET, "rpc_failed", "task_failed", "Traceback", "never retrieved"):
+        assert never not in log, log[log.index(never) - 1000 :][:3000]
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
@@ -106,3 +111,17 @@ async def failure(call: Any) -> errors.SandpoolError:
         assert SECRET not in repr(error)
         return errors.from_rpc_error(error)
     raise AssertionError("the call succeeded")
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def guest() -> AsyncIterator[grpc.aio.Channel]:
+    """To our guest agent, run natively, alive until the end."""
+    with tempfile.TemporaryDirectory(prefix="sp-", dir="/tmp") as directory:
+        process = GuestProcess(Path(directory))
+        await process.start()
+        try:
+            async with rpc.open_channel(f"unix:{process.socket}") as channel:
+                yield channel
+            assert process.process is not None and process.process.returncode is None
+        finally:
+            await process.stop()

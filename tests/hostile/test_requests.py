@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sandpool.guest.v1 import guest_pb2
 from sandpool.node.v1 import node_pb2 as internal_node_pb2
 from sandpool.pool.v1 import pool_pb2 as internal_pool_pb2
 from sandpool.v1 import execution_pb2, file_pb2, node_pb2, pool_pb2, session_pb2
@@ -99,7 +100,12 @@ def ids(method: MethodDescriptor) -> str:
     return f"{method.containing_service.name}.{method.name}"
 
 
-async def ask(channel: grpc.aio.Channel, method: MethodDescriptor, requests: list[bytes]) -> None:
+async def ask(
+    channel: grpc.aio.Channel,
+    method: MethodDescriptor,
+    requests: list[bytes],
+    check: Callable[[grpc.aio.AioRpcError], None],
+) -> None:
     """Call, take a few answers, and look at how it ended."""
     path = f"/{method.containing_service.full_name}/{method.name}"
     try:
@@ -120,7 +126,7 @@ async def ask(channel: grpc.aio.Channel, method: MethodDescriptor, requests: lis
         check(error)
 
 
-def check(error: grpc.aio.AioRpcError) -> None:
+def check_documented(error: grpc.aio.AioRpcError) -> None:
     """A documented status with our ErrorInfo."""
     if error.details() == GRPCIO_MASK:
         return
@@ -161,19 +167,22 @@ async def test_every_request_is_answered_as_documented(stack: Stack, service: st
         def fuzz(requests: list[bytes]) -> None:
             runner.run(requests)
 
-        runner = _Runner(asyncio.get_running_loop(), channel, method)
+        runner = _Runner(channel, method, check_documented)
         await asyncio.to_thread(fuzz)
 
 
 class _Runner:
     """Hypothesis is synchronous: it has a thread, and the loop does the calls."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, channel: grpc.aio.Channel, method: MethodDescriptor) -> None:
-        self._loop, self._channel, self._method = loop, channel, method
+    def __init__(
+        self, channel: grpc.aio.Channel, method: MethodDescriptor, check: Callable[[grpc.aio.AioRpcError], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._channel, self._method, self._check = channel, method, check
 
     def run(self, requests: list[bytes]) -> None:
         """One example."""
-        asyncio.run_coroutine_threadsafe(ask(self._channel, self._method, requests), self._loop).result()
+        asyncio.run_coroutine_threadsafe(ask(self._channel, self._method, requests, self._check), self._loop).result()
 
 
 @pytest.mark.parametrize("service", ["scheduler", "pool-manager", "node-agent", "tunnel"])
@@ -197,4 +206,40 @@ async def test_bytes_at_a_listener(stack: Stack, service: str) -> None:
     def fuzz(data: bytes, proper: bool) -> None:
         asyncio.run_coroutine_threadsafe(send(preface * proper + data), loop).result()
 
+    await asyncio.to_thread(fuzz)
+
+
+GUEST = methods(
+    *(
+        execution_pb2.DESCRIPTOR.services_by_name["ExecutionService"],
+        file_pb2.DESCRIPTOR.services_by_name["FileService"],
+    ),
+    guest_pb2.DESCRIPTOR.services_by_name["GuestService"],
+)
+# It runs on this host: programs that do nothing, and paths that would be nobody's.
+HARMLESS: dict[str, Strategy] = SAFE | {
+    "source": _mostly("a", ["", "b/c", "1 +", "x" * 300]),
+    "destination": _mostly("b", ["", "../..", "/no/where", "a\0"]),
+    "path": _mostly("a", ["", "b/c", "/mnt/data/a", "/no/where", "../..", "a\0", "x" * 256, "y/" * 3000, "é"]),
+    "cwd": _mostly("", ["/no/where", "a\0", "x" * 5000]),
+    "shell": _mostly("true", ["", "\0", "exit 3"]),
+    "values": _mostly("true", ["", "\0", "/no/such/program"]),
+    "force": st.just(False),
+    "only_if_idle_for": st.none(),
+}
+
+
+def check_guest(error: grpc.aio.AioRpcError) -> None:
+    """A refusal with a reason, by the trailer that the scheduler looks for. grpcio's mask: see above."""
+    if error.details() == GRPCIO_MASK:
+        return
+    reason = dict(error.trailing_metadata() or ()).get("sandpool-reason", "")
+    assert error.code() in DOCUMENTED and REASON.fullmatch(str(reason)), (error.code(), error.details())
+
+
+@pytest.mark.parametrize("method", [one for one in GUEST if one.name not in ("Seal", "Quiesce")], ids=ids)
+async def test_the_guest_agent_answers_every_request(guest: grpc.aio.Channel, method: MethodDescriptor) -> None:
+    one = messages(method.input_type, HARMLESS).map(lambda message: message.SerializeToString())
+    runner = _Runner(guest, method, check_guest)
+    fuzz = BOUNDED(given(st.lists(one, min_size=1, max_size=3) | anything)(runner.run))
     await asyncio.to_thread(fuzz)

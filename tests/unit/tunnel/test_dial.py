@@ -1,10 +1,15 @@
-"""The handshake on a virtio-serial port, against a port that answers like the guest."""
+"""The handshakes of dialling, against ports that answer as a guest does, and as it should not."""
 
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from node_agent.tunnel.dial import ACK, SYN, dial
+import pytest
+
+from node_agent.tunnel import dial as module
+from node_agent.tunnel.dial import ACK, MAX_STALE_BYTES, SYN, NoAnswer, dial
 from node_agent.vmm import GuestAddress
 
 
@@ -25,3 +30,49 @@ def test_what_the_guest_says_with_its_ack_is_kept_and_what_was_before_it_is_not(
     dialled.close()
     thread.join()
     listener.close()
+
+
+@contextmanager
+def answering(path: Path, answer: bytes, *, for_ever: bool) -> Iterator[list[int]]:
+    """A port that says the same to whoever comes; how many bytes each of them took."""
+    listener = socket.create_server(str(path), family=socket.AF_UNIX)
+    taken: list[int] = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                peer, _ = listener.accept()
+                taken.append(0)
+                with peer, suppress(OSError):
+                    taken[-1] += peer.send(answer)
+                    while for_ever:
+                        taken[-1] += peer.send(answer)
+                    peer.recv(4096)  # the SYN
+                    peer.recv(4096)  # the end
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield taken
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join()
+
+
+def test_a_guest_that_never_comes_to_its_ack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DIAL_SECONDS", 0.5)
+    with answering(tmp_path / "port0", ACK * 10_000, for_ever=True) as taken, pytest.raises(NoAnswer):
+        dial(GuestAddress("virtio-serial", (str(tmp_path / "port0"),)))
+    assert taken and max(taken) < 2 * MAX_STALE_BYTES
+
+
+def test_a_guest_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DIAL_SECONDS", 0.2)
+    with answering(tmp_path / "port0", b"", for_ever=False), pytest.raises(NoAnswer):
+        dial(GuestAddress("virtio-serial", (str(tmp_path / "port0"),)))
+
+
+@pytest.mark.parametrize("answer", [b"", b"OK ", b"NO 1\n", b"OK" * 1000, b"\n"])
+def test_a_vsock_that_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.2)
+    with answering(tmp_path / "vsock", answer, for_ever=False), pytest.raises(NoAnswer):
+        dial(GuestAddress("hybrid-vsock", (str(tmp_path / "vsock"),), 1024))

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import resource
 import signal
 import socket
 import sys
@@ -26,6 +27,8 @@ def main() -> None:
     if host not in ("127.0.0.1", "localhost"):
         parser.error("--listen: only loopback")
     log.configure("tunnel")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection takes up to three
     listener = socket.create_server(("127.0.0.1", int(port)), backlog=1024)
     tunnel = Tunnel(listener, arguments.vms, arguments.keys)
     try:

@@ -13,6 +13,9 @@ from node_agent.vmm import GuestAddress
 DIAL_SECONDS = 18.0
 SYN, ACK = b"\xff\xffsandpool SYN1", b"\xff\xffsandpool ACK1"
 FIRST_WAIT_SECONDS = 2.0
+# What a guest may have written for a dead connection: windows of HTTP/2 and buffers of virtio hold far less.
+MAX_STALE_BYTES = 16 << 20
+MAX_OK_BYTES = 32
 
 
 class NoAnswer(Exception):
@@ -66,8 +69,9 @@ def _dial_vsock(address: GuestAddress) -> Dialled:
     peer = _connect(address.paths[0])
     try:
         peer.sendall(b"CONNECT %d\n" % address.port)
-        line = b""
-        while not line.endswith(b"\n") and len(line) < 32:
+        line, deadline = b"", time.monotonic() + FIRST_WAIT_SECONDS
+        while not line.endswith(b"\n") and len(line) < MAX_OK_BYTES:
+            peer.settimeout(max(0.001, deadline - time.monotonic()))
             byte = peer.recv(1)  # byte by byte: what follows belongs to the client
             if not byte:
                 raise NoAnswer("nobody listens in the guest")
@@ -138,8 +142,8 @@ def _shake_hands(path: str, deadline: float) -> tuple[socket.socket, bytes]:
 
 def _find_ack(peer: socket.socket, ack: bytes, deadline: float) -> bytes | None:
     """Discard up to and including the ACK; what comes with it belongs to the client (the server's SETTINGS)."""
-    tail = b""
-    while (left := deadline - time.monotonic()) > 0:
+    tail, stale = b"", 0
+    while stale < MAX_STALE_BYTES and (left := deadline - time.monotonic()) > 0:
         peer.settimeout(left)
         try:
             data = peer.recv(65536)
@@ -151,5 +155,6 @@ def _find_ack(peer: socket.socket, ack: bytes, deadline: float) -> bytes | None:
         _, found, early = tail.partition(ack)
         if found:
             return early
+        stale += len(data)
         tail = tail[-len(ack) :]
     return None

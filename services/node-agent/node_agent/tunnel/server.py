@@ -22,6 +22,8 @@ log = structlog.get_logger("tunnel")
 HEADER_BYTES = 8192
 HEADER_SECONDS = 5.0
 MAX_CONNECTIONS = 4096
+# When the process has no descriptor left, until some connection may have ended.
+RETRY_SECONDS = 0.1
 # Threads do nothing but poll: the default of 8 MiB of stack each would be address space for nothing.
 STACK_BYTES = 256 << 10
 _CONNECT = re.compile(rb"CONNECT ([0-9a-z][0-9a-z-]{0,62})\.vm\.invalid:1 HTTP/1\.[01]\r\n")
@@ -47,12 +49,26 @@ class Tunnel:
         """Accept until the listener is closed."""
         threading.stack_size(STACK_BYTES)
         while True:
+            self._places.acquire()
             try:
                 client, _ = self._listener.accept()
-            except OSError:
-                return
-            self._places.acquire()
+            except OSError as error:
+                self._places.release()
+                if self._listener.fileno() < 0:
+                    return
+                log.warning("accept_failed", error=str(error))  # a client that is gone, or no descriptor left
+                time.sleep(RETRY_SECONDS)
+                continue
+            self._begin(client)
+
+    def _begin(self, client: socket.socket) -> None:
+        """Handle it in a thread of its own; without one, the client has to try again."""
+        try:
             threading.Thread(target=self._handle, args=(client,), daemon=True).start()
+        except RuntimeError as error:
+            log.warning("no_thread", error=str(error))
+            client.close()
+            self._places.release()
 
     def _handle(self, client: socket.socket) -> None:
         dialled: Dialled | None = None
