@@ -31,7 +31,7 @@ DOCUMENTED = set(CODE) - {CODE.UNKNOWN, CODE.INTERNAL, CODE.CANCELLED, CODE.OUT_
 REASON = re.compile(r"[A-Z][A-Z0-9_]{2,40}")
 # The same every time; --hypothesis-seed and more examples find more.
 BOUNDED = settings(
-    max_examples=100,
+    max_examples=60,
     derandomize=True,
     deadline=None,
     database=None,
