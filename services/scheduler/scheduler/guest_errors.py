@@ -6,6 +6,7 @@ import re
 
 import grpc
 
+from scheduler.guest_check import GuestProtocolError
 from service_kit import errors
 
 REASON_KEY = "sandpool-reason"
@@ -42,17 +43,19 @@ def is_sealed(error: grpc.aio.AioRpcError) -> bool:
     return error.code() is grpc.StatusCode.FAILED_PRECONDITION and reason_of(error) == SEALED
 
 
-# With these, and without a reason, gRPC itself ends a call whose guest broke HTTP/2, gRPC or the bounds of the channel.
-# Our guest agent gives a reason with either.
-_BROKEN: dict[grpc.StatusCode, str] = {
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "a message, headers or trailers that are too large",
-    grpc.StatusCode.INTERNAL: "bytes that are not gRPC",
-}
+def violation(error: grpc.aio.AioRpcError) -> GuestProtocolError | None:
+    """Which rule of the transport the guest broke, if it did.
 
-
-def violation(error: grpc.aio.AioRpcError) -> str | None:
-    """Which rule of the transport the guest broke, if it did."""
-    return None if reason_of(error) else _BROKEN.get(error.code())
+    With these codes, and without a reason, gRPC itself ends a call whose guest broke HTTP/2, gRPC or the bounds of the
+    channel. Our guest agent gives a reason with either.
+    """
+    if reason_of(error):
+        return None
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return GuestProtocolError("a message, headers or trailers that are too large")
+    if error.code() is grpc.StatusCode.INTERNAL:
+        return GuestProtocolError("bytes that are not gRPC")
+    return None
 
 
 def translate(error: grpc.aio.AioRpcError) -> errors.SandpoolError:

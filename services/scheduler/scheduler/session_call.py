@@ -92,9 +92,9 @@ class SessionCall:
 
     async def fail(self, error: grpc.aio.AioRpcError, *, repeatable: bool) -> None:
         """The call to the guest failed. Returns if it may be sent again; else raises what the client is told."""
-        rule = guest_errors.violation(error)
-        if rule is not None:
-            raise await self.violated(GuestProtocolError(rule)) from error
+        violation = guest_errors.violation(error)
+        if violation is not None:
+            raise await self.violated(violation) from error
         if guest_errors.is_sealed(error):
             self._sent -= 1
             await self._recover(repeatable=True)
