@@ -61,8 +61,9 @@ def _literal(name: bytes, value: bytes) -> bytes:
 async def _endless_block(call: Call, begin: bytes, flags: list[str]) -> None:
     await call.raw(HeadersFrame(call.stream_id, begin, flags=flags))
     block = b"".join(_literal(b"x-%05d" % n, b"v" * 100) for n in range(100))
+    batch = ContinuationFrame(call.stream_id, block).serialize() * 10
     while True:
-        await call.raw(*(ContinuationFrame(call.stream_id, block) for _ in range(10)))
+        await call.raw(batch)
 
 
 async def endless_headers(call: Call) -> None:
