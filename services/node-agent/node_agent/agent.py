@@ -14,7 +14,6 @@ from google.protobuf import duration_pb2
 
 from node_agent import metrics
 from node_agent.guest import GuestFailed, Guests, GuestSilent
-from node_agent.guest import GuestFailed, Guests, GuestSilent
 from node_agent.journal import KEPT_GONE, Journal
 from node_agent.ledger import Ledger, NodeFull, cost
 from node_agent.templates import Templates
