@@ -118,7 +118,7 @@ def _sound(event: pb.ExecutionEvent) -> bool:
     if kind == "gap":
         source = gap.WhichOneof("source")
         whole = gap.reason in (1, 2) and source is not None and gap.begin < gap.end
-        limit = gap.reason != 2 or (source == "stream" and gap.end == NO_END)
+        limit = gap.reason != 2 or gap.end == NO_END
         return whole and limit and (source == "result_id" or gap.stream in (1, 2))
     if kind == "ended":
         outcome = ended.WhichOneof("outcome")
