@@ -7,7 +7,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from node_agent.vmm import GuestAddress
+from node_agent.vmm import GUEST_ADDRESS_FILE, GuestAddress
 
 PROCESS_FILE = "process.json"
 
@@ -36,8 +36,11 @@ def recorded_pid(directory: Path) -> int | None:
 
 
 def unrecorded_pids(directory: Path) -> list[int]:
-    """Processes that work in directory, if none was ever recorded: an agent was killed between start and record()."""
-    if (directory / PROCESS_FILE).exists():
+    """Processes that work in directory, if none was ever recorded: an agent was killed between start and record().
+
+    A VM that has an address had a record: without it, nothing proves that it is ours.
+    """
+    if (directory / PROCESS_FILE).exists() or (directory / GUEST_ADDRESS_FILE).exists():
         return []
     found, directory = [], directory.resolve()
     for path in Path("/proc").glob("[0-9]*"):
