@@ -18,7 +18,7 @@ from sandpool.upload import upload
 from sandpool.v1 import file_pb2 as pb
 from sandpool.v1 import file_pb2_grpc, session_pb2
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 512 << 10
 # Of a file's mode, what a copy takes along.
 PERMISSIONS = 0o777
 Progress = Callable[[int], None]
