@@ -27,6 +27,7 @@ AGENT_REQUIREMENTS = ("protobuf>=7.35,<8", "grpclib>=0.4.8")
 MODULES = (
     "libnvdimm", "nd_btt", "nd_virtio", "virtio_pmem", "nd_pmem", "virtio_blk", "erofs", "overlay", "vsock",
     "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport", "rng-core", "virtio-rng",
+    "pvpanic-pci",
 )  # fmt: skip
 
 

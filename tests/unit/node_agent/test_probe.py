@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.drivers.qemu import probe
-from node_agent.drivers.qemu.probe import VERDICT_FILE, Probe, boot_failure, host_cpu
+from node_agent.drivers import proof
+from node_agent.drivers.proof import host_cpu
+from node_agent.drivers.qemu.probe import VERDICT_FILE, Probe, boot_failure
 from sandpool_image.build import build
 
 # Exists everywhere and may be opened: only a boot can tell that it is no /dev/kvm.
@@ -41,9 +42,9 @@ async def test_a_verdict_holds_for_one_boot_of_the_host(tmp_path: Path, monkeypa
     first = await Probe(tmp_path, DEVICE).acceleration()
     (tmp_path / "images").rename(tmp_path / "none")
     assert await Probe(tmp_path, DEVICE).acceleration() == first
-    assert json.loads((tmp_path / VERDICT_FILE).read_text())["name"] == "emulation"
+    assert json.loads((tmp_path / VERDICT_FILE).read_text())["name"] == "none"
     (tmp_path / "boot").write_text("another")
-    monkeypatch.setattr(probe, "BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr(proof, "BOOT_ID", tmp_path / "boot")
     assert "not proven yet" in (await Probe(tmp_path, DEVICE).acceleration()).detail
 
 

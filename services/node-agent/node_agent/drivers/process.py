@@ -76,9 +76,13 @@ class VmProcess:
         await self._ended.wait()
         return "the process of the VM has ended"
 
-    async def destroy(self) -> None:
-        """Kill and reap."""
+    def kill(self) -> None:
+        """Without waiting."""
         if self._pidfd is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def destroy(self) -> None:
+        """Kill and reap."""
+        self.kill()
         await self._ended.wait()

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ FIRST_WAIT_SECONDS = 2.0
 # What a guest may have written for a dead connection: windows of HTTP/2 and buffers of virtio hold far less.
 MAX_STALE_BYTES = 16 << 20
 MAX_OK_BYTES = 32
+VSOCK_PAUSE_SECONDS = 0.05
 
 
 class NoAnswer(Exception):
@@ -65,23 +67,46 @@ def _dial_unix(address: GuestAddress) -> Dialled:
 
 
 def _dial_vsock(address: GuestAddress) -> Dialled:
-    """Cloud Hypervisor's hybrid vsock: the number after OK is the host's own port and means nothing to us."""
-    peer = _connect(address.paths[0])
-    try:
-        peer.sendall(b"CONNECT %d\n" % address.port)
-        line, deadline = b"", time.monotonic() + FIRST_WAIT_SECONDS
-        while not line.endswith(b"\n") and len(line) < MAX_OK_BYTES:
-            peer.settimeout(max(0.001, deadline - time.monotonic()))
-            byte = peer.recv(1)  # byte by byte: what follows belongs to the client
-            if not byte:
-                raise NoAnswer("nobody listens in the guest")
-            line += byte
-        if not line.startswith(b"OK "):
-            raise NoAnswer("the VMM refused the vsock connection")
-    except BaseException:
+    """Cloud Hypervisor's hybrid vsock. Until the guest listens, the VMM closes the connection without a word."""
+    deadline = time.monotonic() + DIAL_SECONDS
+    while True:
+        peer = _connect_in_jail(address.paths[0])
+        try:
+            peer.sendall(b"CONNECT %d\n" % address.port)
+            if _is_accepted(peer):
+                return Dialled(peer)
+        except (TimeoutError, ConnectionError):
+            pass
+        except BaseException:
+            peer.close()
+            raise
         peer.close()
-        raise
-    return Dialled(peer)
+        if time.monotonic() > deadline:
+            raise NoAnswer("nobody listens in the guest")
+        time.sleep(VSOCK_PAUSE_SECONDS)  # a guest that begins to listen makes no event here
+
+
+def _connect_in_jail(path: str) -> socket.socket:
+    """To that very socket: its directory belongs to the VMM, which could put a link to another one there."""
+    place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(place).st_mode):
+            raise NoAnswer("the VMM has no socket there")
+        return _connect(f"/proc/self/fd/{place}")
+    finally:
+        os.close(place)
+
+
+def _is_accepted(peer: socket.socket) -> bool:
+    """The number after OK is the host's own port and means nothing to us. Raises OSError."""
+    line, deadline = b"", time.monotonic() + FIRST_WAIT_SECONDS
+    while not line.endswith(b"\n") and len(line) < MAX_OK_BYTES:
+        peer.settimeout(max(0.001, deadline - time.monotonic()))
+        byte = peer.recv(1)  # byte by byte: what follows belongs to the client
+        if not byte:
+            return False
+        line += byte
+    return line.startswith(b"OK ") and line.endswith(b"\n")
 
 
 def _dial_serial(address: GuestAddress) -> Dialled:

@@ -11,11 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from node_agent.drivers.process import VmProcess, recorded_pid, unrecorded_pids
+from node_agent.drivers.proof import host_cpu
 from node_agent.drivers.qemu import frozen as bundles
 from node_agent.drivers.qemu import migration, process
 from node_agent.drivers.qemu.command import Launch, Role, arguments
 from node_agent.drivers.qemu.frozen import FROZEN_FILE, Frozen
-from node_agent.drivers.qemu.probe import Probe, host_cpu, version
+from node_agent.drivers.qemu.probe import Probe, version
 from node_agent.drivers.qemu.qmp import QmpError
 from node_agent.vmm import (
     BUILDING,

@@ -1,0 +1,1 @@
+"""Cloud Hypervisor: the driver of hosts with KVM."""

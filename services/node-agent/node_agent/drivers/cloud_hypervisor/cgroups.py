@@ -1,0 +1,131 @@
+"""A cgroup for each VMM, where this host lends us some: version 2, and delegated to us or to root."""
+
+import asyncio
+import errno
+import hashlib
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from node_agent.vmm import MachineSpec
+
+ROOT = Path("/sys/fs/cgroup")
+CONTROLLERS = ("cpu", "memory", "pids")
+OURS, SERVICES = "sandpool", "services"
+# The VMM itself: 10 MB, its page tables, and the state of a restore.
+VMM_BYTES = 96 << 20
+# Ten per VM and one per queue; a VMM that starts more is not well.
+MAX_THREADS = 128
+CPU_PERIOD_US = 100_000
+# A dead process leaves its group a moment after it is reaped.
+LEAVE_SECONDS = 1.0
+LEAVE_POLL_SECONDS = 0.002
+
+
+class NoCgroups(Exception):
+    """There are none for us; the message says why."""
+
+
+class Cgroups:
+    """PARENT/sandpool/NAME. Found and prepared once."""
+
+    def __init__(self, parent: Path) -> None:
+        self._parent = parent
+
+    @classmethod
+    def find(cls, root: Path = ROOT) -> "Cgroups":
+        """Raises NoCgroups."""
+        try:
+            base = _base(root)
+            missing = set(CONTROLLERS) - set((base / "cgroup.controllers").read_text().split())
+            if missing:
+                raise NoCgroups(f"this process may not limit {', '.join(sorted(missing))}")
+            _lend(base)
+            ours = base / OURS
+            ours.mkdir(exist_ok=True)
+            _lend(ours)
+        except OSError as error:
+            raise NoCgroups(f"{error.strerror}: {error.filename}") from error
+        return cls(ours)
+
+    def path(self, directory: Path) -> Path:
+        """Of the VM in directory: named alike by every agent."""
+        place = hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:12]
+        return self._parent / f"{directory.name}-{place}"
+
+    def name(self, directory: Path) -> str:
+        """As /proc/PID/cgroup has it."""
+        return f"/{self.path(directory).relative_to(ROOT)}"
+
+    def place(self, directory: Path, pid: int, machine: MachineSpec) -> None:
+        """Make the group of the VM in directory and move its VMM there. Raises OSError."""
+        group = self.path(directory)
+        group.mkdir(exist_ok=True)
+        for name, value in _limits(machine).items():
+            (group / name).write_text(value)
+        with suppress(OSError):  # a kernel without swap has no such file
+            (group / "memory.swap.max").write_text("0")
+        (group / "cgroup.procs").write_text(str(pid))
+
+    async def remove(self, directory: Path) -> None:
+        """After the end of the VMM; nothing happens if there is none."""
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while True:
+            try:
+                self.path(directory).rmdir()
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    return
+                await asyncio.sleep(LEAVE_POLL_SECONDS)  # its end has no event of its own
+
+
+def _limits(machine: MachineSpec) -> dict[str, str]:
+    return {
+        "memory.max": str(machine.memory_bytes + VMM_BYTES),
+        "memory.oom.group": "1",
+        # One more than the guest's: what the VMM does for it is work, too.
+        "cpu.max": f"{(machine.vcpus + 1) * CPU_PERIOD_US} {CPU_PERIOD_US}",
+        "pids.max": str(MAX_THREADS),
+    }
+
+
+def _base(root: Path) -> Path:
+    """What is ours to divide: the group that was delegated to us, or as root the root of all. Raises NoCgroups."""
+    if not (root / "cgroup.controllers").exists():
+        raise NoCgroups("this host has no cgroups of version 2")
+    own = root / Path("/proc/self/cgroup").read_text().strip().rpartition("0::")[2].lstrip("/")
+    if own.name == SERVICES and _delegated(own.parent):  # of an earlier agent in the same group
+        return own.parent
+    if _delegated(own):
+        return own
+    if os.geteuid() == 0:
+        return root
+    raise NoCgroups("no cgroup is delegated to this user (systemd: Delegate=yes)")
+
+
+def _delegated(group: Path) -> bool:
+    """systemd marks what it gives away; a user's own group can only have been given."""
+    for name in ("trusted.delegate", "user.delegate"):
+        with suppress(OSError):
+            if os.getxattr(group, name) == b"1":
+                return True
+    return os.geteuid() != 0 and group.stat().st_uid == os.geteuid()
+
+
+def _lend(group: Path) -> None:
+    """Let its children have the controllers. Raises OSError."""
+    controllers = " ".join(f"+{name}" for name in CONTROLLERS)
+    try:
+        (group / "cgroup.subtree_control").write_text(controllers)
+    except OSError as error:
+        if error.errno != errno.EBUSY or not _delegated(group):
+            raise
+        # Processes live in leaves only: whatever is here moves into one.
+        (group / SERVICES).mkdir(exist_ok=True)
+        for pid in (group / "cgroup.procs").read_text().split():
+            with suppress(ProcessLookupError):
+                (group / SERVICES / "cgroup.procs").write_text(pid)
+        (group / "cgroup.subtree_control").write_text(controllers)

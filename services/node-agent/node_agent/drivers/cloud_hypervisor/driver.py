@@ -1,0 +1,254 @@
+"""Cloud Hypervisor behind the Vmm protocol: templates are snapshots whose memory stays in its file, clones map it."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from node_agent.drivers.cloud_hypervisor import config, confine
+from node_agent.drivers.cloud_hypervisor.api import Api, ApiError
+from node_agent.drivers.cloud_hypervisor.bundle import MEMORY, SCRATCH, STATE, BadBundle, Bundle, read_json, take_back
+from node_agent.drivers.cloud_hypervisor.cgroups import Cgroups, NoCgroups
+from node_agent.drivers.cloud_hypervisor.confine import Confinement, UidRange, Unconfined
+from node_agent.drivers.cloud_hypervisor.jail import make_jail, make_snapshot, put_scratch, put_snapshot
+from node_agent.drivers.cloud_hypervisor.mapping import WrongMapping, check_private
+from node_agent.drivers.cloud_hypervisor.probe import Installation, NotUsable
+from node_agent.drivers.cloud_hypervisor.process import API, CloudHypervisorVm, Start, spawn
+from node_agent.drivers.process import recorded_pid
+from node_agent.drivers.proof import host_cpu
+from node_agent.vmm import GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec
+
+log = structlog.get_logger("cloud-hypervisor")
+
+# Memory that is not in a shared file is written to one: half a minute for a large VM on a slow disk.
+SNAPSHOT_SECONDS = 300.0
+# A VMM that another agent has left answers at once, or is busy with what that agent wanted of it.
+PING_SECONDS = 10.0
+SNAPSHOT_URL = f"file://{config.SNAPSHOT}"
+FAILURES = (
+    *(OSError, ApiError, BadBundle, config.BadConfig, Unconfined, NotUsable, WrongMapping),
+    *(subprocess.CalledProcessError, ValueError, KeyError, TypeError),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of this driver. An empty program is looked for in PATH and in the cache."""
+
+    program: str = ""
+    cache: Path = Path.home() / ".cache" / "sandpool"
+    # Outside of everything that Debian and systemd give to users, services and containers.
+    uid_first: int = 1_900_000_000
+    uid_count: int = 65_536
+    allow_unconfined: bool = False
+
+
+class CloudHypervisorVmm:
+    """For hosts with KVM."""
+
+    name = "cloud-hypervisor"
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or Settings()
+        self._uids = UidRange(self._settings.uid_first, self._settings.uid_count)
+        self._installation = Installation(self._settings.program, self._settings.cache)
+        self._cgroups: Cgroups | None = None
+        self._why_no_cgroups = ""
+        try:
+            self._cgroups = Cgroups.find()
+        except NoCgroups as error:
+            self._why_no_cgroups = f"; no cgroup for a VMM: {error}"
+
+    # -- what this host can do -------------------------------------------------------------------------------------
+
+    async def failure(self) -> str | None:
+        """Why it cannot be used here, nothing if it can, None as long as no guest image was built to prove it with."""
+        if not self._settings.allow_unconfined:
+            if confine.landlock_version() < confine.LANDLOCK_VERSION:
+                return "this kernel cannot confine a VMM: it has no landlock, or one of before Linux 6.2"
+            try:
+                confine.own_user(self._uids.of_builders())
+            except (Unconfined, OSError) as error:
+                return str(error)
+        return await self._installation.failure()
+
+    async def probe(self) -> Acceleration:
+        """Nothing at all without KVM that was proven."""
+        failure = await self.failure()
+        if failure is None:
+            return Acceleration("none", "KVM is not proven yet: no guest image has been built")
+        if failure:
+            return Acceleration("none", failure)
+        version = await self._installation.version()
+        return Acceleration("kvm", f"boots a guest; Cloud Hypervisor {version}{self._why_no_cgroups}")
+
+    async def fingerprint(self) -> str:
+        """The VMM's version, the kernel and the CPU: a snapshot loads nowhere else."""
+        facts = [str(await self._installation.version()), host_cpu()]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+    # -- template --------------------------------------------------------------------------------------------------
+
+    async def build(
+        self,
+        image: Image,
+        machine: MachineSpec,
+        directory: Path,
+        quiesce: Callable[[GuestAddress], Awaitable[None]],
+    ) -> None:
+        """Boot, quiesce, freeze."""
+        vm = directory / "vm"
+        with _translated("template"), ExitStack() as files:
+            version = await self._installation.version()
+            confinement = self._confinement(self._uids.of_builders())
+            vm.mkdir(mode=0o700)
+            jail = make_jail(vm, confinement)
+            await put_scratch(jail, image.scratch, confinement)
+            make_snapshot(jail, confinement)
+            memory = _make_memory(directory / MEMORY, machine, confinement)
+            opened = [_open(path, files) for path in (image.kernel, image.initramfs, image.root)]
+            opened.append(_open(memory, files, os.O_RDWR))
+            running = self._start(confinement, machine, vm, opened, with_us=True)
+            async with _ended(running, always=True), await Api.connect(str(vm / API)) as api:
+                await api.put("vm.create", config.template(machine, *map(config.inherited, opened)))
+                await api.put("vm.boot")
+                await self._prove(running, confinement)
+                await quiesce(running.address)
+                await api.put("vm.pause")
+                # And never resumed, nor shut down, which would resume it: its memory must stay what the state says.
+                await api.put("vm.snapshot", {"destination_url": SNAPSHOT_URL}, seconds=SNAPSHOT_SECONDS)
+            snapshot = jail / config.SNAPSHOT
+            Bundle(str(version), image.root, read_json(snapshot / "config.json")).write(directory)
+            take_back(snapshot / "state.json", directory / STATE)
+            take_back(jail / config.SCRATCH, directory / SCRATCH)
+            take_back(memory, memory)
+            shutil.rmtree(vm)
+
+    # -- clone -----------------------------------------------------------------------------------------------------
+
+    async def clone(self, template: Path, machine: MachineSpec, directory: Path) -> CloudHypervisorVm:
+        """Start, restore, prove, resume: the guest runs no instruction in a VMM that is not confined."""
+        with _translated("clone"), ExitStack() as files:
+            bundle = Bundle.read(template)
+            bundle.check(template, machine, await self._installation.version())
+            confinement = self._confinement(self._uids.free(directory.parent))
+            jail = make_jail(directory, confinement)
+            await put_scratch(jail, template / SCRATCH, confinement)
+            opened = [_open(path, files) for path in (bundle.root, template / MEMORY)]
+            edited = config.clone(bundle.config, machine, *map(config.inherited, opened))
+            put_snapshot(jail, edited, template / STATE, confinement)
+            bundle.write(directory)
+            running = self._start(confinement, machine, directory, opened, with_us=False)
+            async with _ended(running):
+                async with await Api.connect(str(directory / API)) as api:
+                    await api.put("vm.restore", {"source_url": SNAPSHOT_URL})
+                    maps = Path(f"/proc/{running.pid}/maps").read_text()
+                    check_private(maps, os.fstat(opened[1]).st_ino, machine.memory_bytes)
+                    await self._prove(running, confinement)
+                    await api.put("vm.resume")
+                (directory / GUEST_ADDRESS_FILE).write_text(running.address.to_json())
+        return running
+
+    async def recover(self, directory: Path) -> CloudHypervisorVm | None:
+        """By pid, start time and what the VMM answers; a VM that was never resumed has no address, and is killed."""
+        pid = recorded_pid(directory)
+        if pid is None:
+            await self._remove_cgroup(directory)
+            return None
+        with suppress(ProcessLookupError):
+            running = CloudHypervisorVm(pid, directory, self._remove_cgroup)
+            if (directory / GUEST_ADDRESS_FILE).exists() and await _answers(directory, pid):
+                return running
+            await running.destroy()
+        return None
+
+    # -- both ------------------------------------------------------------------------------------------------------
+
+    def _confinement(self, uid: int) -> Confinement:
+        try:
+            return confine.own_user(uid)
+        except Unconfined:
+            if not self._settings.allow_unconfined:
+                raise
+            return Confinement(os.geteuid(), os.getegid(), tuple(os.getgroups()), is_own=False)
+
+    def _start(
+        self, confinement: Confinement, machine: MachineSpec, directory: Path, opened: list[int], *, with_us: bool
+    ) -> CloudHypervisorVm:
+        """A VMM in its place, without a VM. Raises OSError, NotUsable."""
+        start = Start(self._installation.program(), confinement, tuple(opened), with_us)
+        running = spawn(start, directory, self._remove_cgroup)
+        with suppress(ProcessLookupError):  # it has ended already, and will say why
+            if self._cgroups is not None:
+                self._cgroups.place(directory, running.pid, machine)
+            confine.limit(running.pid, machine)
+        return running
+
+    async def _prove(self, running: CloudHypervisorVm, confinement: Confinement) -> None:
+        """Raises Unconfined."""
+        cgroup = None if self._cgroups is None else self._cgroups.name(running.directory)
+        try:
+            await confine.prove(running.pid, confinement, cgroup)
+        except Unconfined as error:
+            if not self._settings.allow_unconfined:
+                raise
+            log.warning("unconfined", directory=str(running.directory), problem=str(error))
+
+    async def _remove_cgroup(self, directory: Path) -> None:
+        if self._cgroups is not None:
+            await self._cgroups.remove(directory)
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Whatever else goes wrong on the way."""
+    try:
+        yield
+    except FAILURES as error:
+        said = (error.stderr or b"").decode() if isinstance(error, subprocess.CalledProcessError) else ""
+        raise CloneFailed(f"{what}: {error}{said and f'; {said}'}") from error
+
+
+@asynccontextmanager
+async def _ended(running: CloudHypervisorVm, *, always: bool = False) -> AsyncIterator[None]:
+    """Leave no VMM behind when this fails, and say what it complained about. Raises CloneFailed."""
+    try:
+        yield
+    except BaseException as error:
+        await running.destroy()
+        complaint = running.complaint.strip()
+        if isinstance(error, FAILURES) and complaint:
+            raise CloneFailed(f"{error}; {complaint}") from error
+        raise
+    if always:
+        await running.destroy()
+
+
+def _open(path: Path, files: ExitStack, flags: int = os.O_RDONLY) -> int:
+    """For a VMM, which may not be able to reach it by its path. Raises OSError."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    files.callback(os.close, descriptor)
+    return descriptor
+
+
+def _make_memory(path: Path, machine: MachineSpec, confinement: Confinement) -> Path:
+    path.touch(mode=0o600)
+    os.truncate(path, machine.memory_bytes)
+    confinement.take(path)
+    return path
+
+
+async def _answers(directory: Path, pid: int) -> bool:
+    try:
+        async with await Api.connect(str(directory / API)) as api:
+            answer = await api.get("vmm.ping", seconds=PING_SECONDS)
+    except (OSError, ApiError):
+        return False
+    return isinstance(answer, dict) and answer.get("pid") == pid
