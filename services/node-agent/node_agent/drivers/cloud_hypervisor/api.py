@@ -86,7 +86,8 @@ class Api:
     async def _send(self, request: bytes, descriptors: Sequence[int]) -> None:
         # They travel with the first byte; nothing else is under way, so that a short request never waits.
         sent = socket.send_fds(self._socket, [request], descriptors) if descriptors else 0
-        await self._loop.sock_sendall(self._socket, request[sent:])
+        if sent < len(request):
+            await self._loop.sock_sendall(self._socket, request[sent:])
 
     async def _receive(self, endpoint: str) -> tuple[int, bytes]:
         while b"\r\n\r\n" not in self._received:

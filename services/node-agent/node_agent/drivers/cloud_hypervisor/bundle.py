@@ -1,8 +1,11 @@
 """What a clone is made from, and what a hibernated VM leaves: four files in one directory."""
 
+import asyncio
+import errno
 import json
 import os
 import stat
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +71,28 @@ def read_json(path: Path) -> Any:
             raise BadConfig(f"{path.name} is no JSON") from error
 
 
-def take_back(source: Path, target: Path) -> None:
-    """Move a file out of the reach of the VMM that wrote it, and close it to writing. Raises OSError, BadBundle."""
-    if not stat.S_ISREG(source.lstat().st_mode):  # it has ended: nobody can exchange it any more
+async def take_back(source: Path, target: Path, *, dig: bool = False) -> None:
+    """Move a file out of the reach of the VMM that wrote it and has ended, close it to writing, and dig out its zeros.
+
+    Raises OSError, BadBundle, subprocess.CalledProcessError.
+    """
+    if not stat.S_ISREG(source.lstat().st_mode):
         raise BadBundle(f"{source.name} is no file")
     os.chown(source, os.geteuid(), os.getegid(), follow_symlinks=False)
+    if dig:
+        command = ["fallocate", "--dig-holes", str(source)]
+        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
     source.chmod(0o444)
-    source.rename(target)
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        await copy_sparse(source, target)
+        target.chmod(0o444)
+
+
+async def copy_sparse(source: Path, target: Path) -> None:
+    """Only the allocated blocks, or none at all where the file system shares them."""
+    command = ["cp", "--sparse=always", "--reflink=auto", "--no-preserve=mode", str(source), str(target)]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)

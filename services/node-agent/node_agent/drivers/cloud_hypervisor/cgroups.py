@@ -68,6 +68,10 @@ class Cgroups:
             (group / "memory.swap.max").write_text("0")
         (group / "cgroup.procs").write_text(str(pid))
 
+    def lift_memory(self, directory: Path) -> None:
+        """For a VMM that saves its paused guest, perhaps to a file that is memory, too. Raises OSError."""
+        (self.path(directory) / "memory.max").write_text("max")
+
     async def remove(self, directory: Path) -> None:
         """After the end of the VMM; nothing happens if there is none."""
         deadline = time.monotonic() + LEAVE_SECONDS

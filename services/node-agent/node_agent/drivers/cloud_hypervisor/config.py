@@ -18,7 +18,9 @@ CMDLINE = (
 )
 # The address of every guest: with hybrid vsock it means something only inside its VMM.
 GUEST_CID = 3
-VSOCK, SCRATCH, CONSOLE, SNAPSHOT = "vsock", "scratch", "console", "snapshot"
+VSOCK, SCRATCH, CONSOLE = "vsock", "scratch", "console"
+# What a VM is restored from, and what it is saved to.
+RESTORED, SAVED = "restored", "saved"
 # A reboot needs a kernel to boot: without one it ends the VMM.
 NO_KERNEL = "/nonexistent"
 
@@ -79,7 +81,7 @@ def _landlock() -> Config:
     return {"landlock_enable": True, "landlock_rules": [{"path": ".", "access": "rw"}]}
 
 
-def without_memory(state: Config) -> Config:
+def without_memory(state: Config, file_bytes: int) -> Config:
     """The state.json of a VM whose memory was saved to a file, for a restore that maps the file instead of reading it.
 
     Raises BadConfig where the file is not simply the guest's memory from its first byte to its last.
@@ -93,6 +95,8 @@ def without_memory(state: Config) -> Config:
             if (mapping["file_offset"], mapping["gpa"], mapping["size"]) != (offset, region["gpa"], region["length"]):
                 raise BadConfig("its memory is not in one piece")
             offset += region["length"]
+        if offset != file_bytes:
+            raise BadConfig(f"{file_bytes} bytes of memory were saved, not {offset}")
         manager["memory_ranges"]["data"] = []
         holder["state"] = json.dumps(manager)
     except (KeyError, TypeError, ValueError) as error:

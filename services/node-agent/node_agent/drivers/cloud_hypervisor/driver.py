@@ -17,13 +17,21 @@ from node_agent.drivers.cloud_hypervisor.api import Api, ApiError
 from node_agent.drivers.cloud_hypervisor.bundle import MEMORY, SCRATCH, STATE, BadBundle, Bundle, read_json, take_back
 from node_agent.drivers.cloud_hypervisor.cgroups import Cgroups, NoCgroups
 from node_agent.drivers.cloud_hypervisor.confine import Confinement, UidRange, Unconfined
-from node_agent.drivers.cloud_hypervisor.jail import make_jail, make_snapshot, put_scratch, put_snapshot
+from node_agent.drivers.cloud_hypervisor.jail import make_jail, make_place, put_restored, put_scratch
 from node_agent.drivers.cloud_hypervisor.mapping import WrongMapping, check_private
 from node_agent.drivers.cloud_hypervisor.probe import Installation, NotUsable
-from node_agent.drivers.cloud_hypervisor.process import API, CloudHypervisorVm, Start, spawn
+from node_agent.drivers.cloud_hypervisor.process import API, CloudHypervisorVm, Start, jail_of, spawn
 from node_agent.drivers.process import recorded_pid
 from node_agent.drivers.proof import host_cpu
-from node_agent.vmm import GUEST_ADDRESS_FILE, Acceleration, CloneFailed, GuestAddress, Image, MachineSpec
+from node_agent.vmm import (
+    GUEST_ADDRESS_FILE,
+    Acceleration,
+    CloneFailed,
+    GuestAddress,
+    Image,
+    MachineSpec,
+    RunningVm,
+)
 
 log = structlog.get_logger("cloud-hypervisor")
 
@@ -31,7 +39,9 @@ log = structlog.get_logger("cloud-hypervisor")
 SNAPSHOT_SECONDS = 300.0
 # A VMM that another agent has left answers at once, or is busy with what that agent wanted of it.
 PING_SECONDS = 10.0
-SNAPSHOT_URL = f"file://{config.SNAPSHOT}"
+RESTORED_URL, SAVED_URL = f"file://{config.RESTORED}", f"file://{config.SAVED}"
+# The name that the VMM gives it.
+SAVED_MEMORY = "memory-ranges"
 FAILURES = (
     *(OSError, ApiError, BadBundle, config.BadConfig, Unconfined, NotUsable, WrongMapping),
     *(subprocess.CalledProcessError, ValueError, KeyError, TypeError),
@@ -111,7 +121,7 @@ class CloudHypervisorVmm:
             vm.mkdir(mode=0o700)
             jail = make_jail(vm, confinement)
             await put_scratch(jail, image.scratch, confinement)
-            make_snapshot(jail, confinement)
+            saved = make_place(jail, config.SAVED, confinement)
             memory = _make_memory(directory / MEMORY, machine, confinement)
             opened = [_open(path, files) for path in (image.kernel, image.initramfs, image.root)]
             opened.append(_open(memory, files, os.O_RDWR))
@@ -123,12 +133,11 @@ class CloudHypervisorVmm:
                 await quiesce(running.address)
                 await api.put("vm.pause")
                 # And never resumed, nor shut down, which would resume it: its memory must stay what the state says.
-                await api.put("vm.snapshot", {"destination_url": SNAPSHOT_URL}, seconds=SNAPSHOT_SECONDS)
-            snapshot = jail / config.SNAPSHOT
-            Bundle(str(version), image.root, read_json(snapshot / "config.json")).write(directory)
-            take_back(snapshot / "state.json", directory / STATE)
-            take_back(jail / config.SCRATCH, directory / SCRATCH)
-            take_back(memory, memory)
+                await api.put("vm.snapshot", {"destination_url": SAVED_URL}, seconds=SNAPSHOT_SECONDS)
+            Bundle(str(version), image.root, read_json(saved / "config.json")).write(directory)
+            await take_back(saved / "state.json", directory / STATE)
+            await take_back(jail / config.SCRATCH, directory / SCRATCH)
+            await take_back(memory, memory)
             shutil.rmtree(vm)
 
     # -- clone -----------------------------------------------------------------------------------------------------
@@ -143,18 +152,39 @@ class CloudHypervisorVmm:
             await put_scratch(jail, template / SCRATCH, confinement)
             opened = [_open(path, files) for path in (bundle.root, template / MEMORY)]
             edited = config.clone(bundle.config, machine, *map(config.inherited, opened))
-            put_snapshot(jail, edited, template / STATE, confinement)
+            put_restored(jail, edited, template / STATE, confinement)
+            make_place(jail, config.SAVED, confinement)
             bundle.write(directory)
             running = self._start(confinement, machine, directory, opened, with_us=False)
             async with _ended(running):
                 async with await Api.connect(str(directory / API)) as api:
-                    await api.put("vm.restore", {"source_url": SNAPSHOT_URL})
+                    await api.put("vm.restore", {"source_url": RESTORED_URL})
                     maps = Path(f"/proc/{running.pid}/maps").read_text()
                     check_private(maps, os.fstat(opened[1]).st_ino, machine.memory_bytes)
                     await self._prove(running, confinement)
                     await api.put("vm.resume")
                 (directory / GUEST_ADDRESS_FILE).write_text(running.address.to_json())
         return running
+
+    async def hibernate(self, vm: RunningVm, directory: Path) -> None:
+        """Pause, save, end; the file that its memory was saved to is then mapped as a template's is."""
+        with _translated("hibernate"):
+            if not isinstance(vm, CloudHypervisorVm):
+                raise TypeError("not a VM of this driver")
+            async with _ended(vm, always=True), await Api.connect(str(vm.directory / API)) as api:
+                await api.put("vm.pause")
+                if self._cgroups is not None:
+                    self._cgroups.lift_memory(vm.directory)
+                await api.put("vm.snapshot", {"destination_url": SAVED_URL}, seconds=SNAPSHOT_SECONDS)
+            jail = jail_of(vm.directory)
+            saved = jail / config.SAVED
+            # What a guest may have made of its VMM is not asked for its configuration: it keeps the one that we know.
+            bundle = Bundle.read(vm.directory)
+            state = config.without_memory(read_json(saved / "state.json"), (saved / SAVED_MEMORY).lstat().st_size)
+            await take_back(saved / SAVED_MEMORY, directory / MEMORY, dig=True)
+            await take_back(jail / config.SCRATCH, directory / SCRATCH)
+            (directory / STATE).write_text(json.dumps(state))
+            bundle.write(directory)
 
     async def recover(self, directory: Path) -> CloudHypervisorVm | None:
         """By pid, start time and what the VMM answers; a VM that was never resumed has no address, and is killed."""

@@ -1,11 +1,10 @@
 """The directory that a VMM owns, filled before it starts: nothing of ours is written there while it lives."""
 
-import asyncio
 import json
-import subprocess
 from pathlib import Path
 
 from node_agent.drivers.cloud_hypervisor import config
+from node_agent.drivers.cloud_hypervisor.bundle import copy_sparse
 from node_agent.drivers.cloud_hypervisor.confine import Confinement
 from node_agent.drivers.cloud_hypervisor.process import jail_of
 
@@ -26,24 +25,18 @@ async def put_scratch(jail: Path, source: Path, confinement: Confinement) -> Non
     confinement.take(target)
 
 
-def put_snapshot(jail: Path, vm: config.Config, state: Path, confinement: Confinement) -> None:
+def put_restored(jail: Path, vm: config.Config, state: Path, confinement: Confinement) -> None:
     """What vm.restore reads. Raises OSError."""
-    snapshot = make_snapshot(jail, confinement)
-    (snapshot / "config.json").write_text(json.dumps(vm))
-    (snapshot / "state.json").write_bytes(state.read_bytes())
-    for path in snapshot.iterdir():
+    restored = make_place(jail, config.RESTORED, confinement)
+    (restored / "config.json").write_text(json.dumps(vm))
+    (restored / "state.json").write_bytes(state.read_bytes())
+    for path in restored.iterdir():
         confinement.take(path)
 
 
-def make_snapshot(jail: Path, confinement: Confinement) -> Path:
-    """The directory that vm.snapshot fills. Raises OSError."""
-    snapshot = jail / config.SNAPSHOT
-    snapshot.mkdir(mode=0o700)
-    confinement.take(snapshot)
-    return snapshot
-
-
-async def copy_sparse(source: Path, target: Path) -> None:
-    """Only the allocated blocks, or none at all where the file system shares them."""
-    command = ["cp", "--sparse=always", "--reflink=auto", "--no-preserve=mode", str(source), str(target)]
-    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+def make_place(jail: Path, name: str, confinement: Confinement) -> Path:
+    """A directory in it, such as vm.snapshot wants one. Raises OSError."""
+    place = jail / name
+    place.mkdir(mode=0o700)
+    confinement.take(place)
+    return place
