@@ -43,12 +43,29 @@ def choose(settings: Config) -> tuple[Vmm, ImageSource]:
         from node_agent.drivers.fake.driver import FakeVmm  # for tests: isolates nothing
 
         return FakeVmm(), NoImages()
-    if settings.driver not in ("auto", "qemu"):
-        raise config.ConfigError(f"setting 'driver': unknown driver {settings.driver!r}")
+    from node_agent.drivers.choice import ChosenVmm
+    from node_agent.drivers.cloud_hypervisor.driver import CloudHypervisorVmm, Settings
     from node_agent.drivers.qemu.driver import QemuVmm
     from sandpool_image.build import make_scratch
 
-    return QemuVmm(settings.cache_dir), BuiltImages(settings.cache_dir, make_scratch)
+    cloud_hypervisor = CloudHypervisorVmm(
+        Settings(
+            program=settings.cloud_hypervisor,
+            cache=settings.cache_dir,
+            uid_first=settings.vm_uid_first,
+            uid_count=settings.vm_uid_count,
+            allow_unconfined=settings.allow_unconfined,
+        )
+    )
+    qemu = QemuVmm(settings.cache_dir)
+    drivers: dict[str, Vmm] = {
+        "auto": ChosenVmm(cloud_hypervisor, qemu),
+        "cloud-hypervisor": cloud_hypervisor,
+        "qemu": qemu,
+    }
+    if settings.driver not in drivers:
+        raise config.ConfigError(f"setting 'driver': unknown driver {settings.driver!r}")
+    return drivers[settings.driver], BuiltImages(settings.cache_dir, make_scratch)
 
 
 async def main_async(settings: Config, stopping: asyncio.Event) -> None:

@@ -16,8 +16,15 @@ class Config:
     cache_dir: Path
     # Address of the pool-manager.
     pool_manager: str
-    # "auto", "qemu", or for tests "fake".
+    # "auto" (Cloud Hypervisor where it is proven, else QEMU), "cloud-hypervisor", "qemu", or for tests "fake".
     driver: str = "auto"
+    # Cloud Hypervisor's program; empty: looked for in PATH and in cache_dir/bin.
+    cloud_hypervisor: str = ""
+    # As root: user ids for VMMs, one for each that runs. No account of the host may have one of them, no other agent.
+    vm_uid_first: int = 1_900_000_000
+    vm_uid_count: int = 65_536
+    # Start a VM even where its VMM cannot be confined as it should be, or nobody can tell.
+    allow_unconfined: bool = False
     # Defaults to a random id that is kept in state_dir.
     node_id: str = ""
     # End every VM and the tunnel when the agent is told to stop: an embedded installation. Otherwise they stay.

@@ -100,7 +100,8 @@ class Templates:
         return template
 
     async def _address(self, image: Image, machine: MachineSpec) -> str:
-        inputs = [FORMAT, image.image_id, self._vmm.name, await self._vmm.fingerprint(), asdict(machine)]
+        fingerprint = await self._vmm.fingerprint()  # first: it may take this to decide which driver it is
+        inputs = [FORMAT, image.image_id, self._vmm.name, fingerprint, asdict(machine)]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
     async def remove_abandoned(self) -> None:

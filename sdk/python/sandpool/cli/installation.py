@@ -124,7 +124,13 @@ def completion(context: click.Context, shell: str) -> None:
 @click.option("--ready-target", type=click.IntRange(0, 1000), default=2, show_default=True, help="VMs kept warm.")
 @click.option("--default-pool/--no-default-pool", default=True, help="Make the pool 'python' and wait for a VM.")
 @click.option("--metrics", default="", help="Serve every service's /metrics and /readyz, e.g. at 127.0.0.1:9464.")
-@click.option("--driver", default="auto", hidden=True)
+@click.option(
+    "--driver",
+    type=click.Choice(["auto", "cloud-hypervisor", "qemu", "fake"]),
+    default="auto",
+    show_default=True,
+    help="What runs VMs: auto is cloud-hypervisor where KVM is proven, else qemu; fake isolates nothing.",
+)
 @click.pass_context
 def up(context: click.Context, /, state_dir: Path, cache_dir: Path, driver: str, **rest: Any) -> None:
     """Run everything on this machine, until Ctrl-C."""

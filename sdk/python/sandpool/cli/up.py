@@ -18,7 +18,7 @@ from rich.console import Console
 from sandpool.cli.output import emit
 from sandpool.cli.progress import Waiting
 from sandpool.cli.supervisor import Service, StartFailed, Supervisor
-from sandpool.v1 import pool_pb2, pool_pb2_grpc
+from sandpool.v1 import node_pb2, node_pb2_grpc, pool_pb2, pool_pb2_grpc
 
 POLL_SECONDS = 0.2
 # A unix socket's path has at most 107 bytes; the longest one is below node/vms/ and the 26 characters of a VM's id.
@@ -166,6 +166,7 @@ async def _run(options: Options, console: Console) -> int:
         address = serving[SCHEDULER]
         if options.default_pool:
             await _make_pool(address, options.ready_target, console)
+        await _say_what_runs(address, console)
         if options.as_json:
             emit({"ready": True, "address": address})
         else:
@@ -185,6 +186,18 @@ async def _run(options: Options, console: Console) -> int:
         await supervisor.stop()
         supervisor.close()
     return code
+
+
+async def _say_what_runs(address: str, console: Console) -> None:
+    """Which driver the node has chosen, and why."""
+    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            answer = await node_pb2_grpc.NodeServiceStub(channel).List(node_pb2.ListNodesRequest(), wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            raise StartFailed(f"the node cannot be asked what it runs: {error.details()}") from error
+    for node in answer.nodes:
+        what = f"VMs run on {node.driver} ({node.acceleration}): {node.acceleration_detail}"
+        console.print(what, highlight=False, markup=False)
 
 
 async def _make_pool(address: str, ready_target: int, console: Console) -> None:

@@ -28,39 +28,37 @@ class NoCgroups(Exception):
 
 
 class Cgroups:
-    """PARENT/sandpool/NAME. Found and prepared once."""
+    """PARENT/NAME for each VM. Without a parent there are none, and nothing happens; missing says why."""
 
-    def __init__(self, parent: Path) -> None:
+    def __init__(self, parent: Path | None, missing: str = "") -> None:
         self._parent = parent
+        self.missing = missing
 
     @classmethod
     def find(cls, root: Path = ROOT) -> "Cgroups":
-        """Raises NoCgroups."""
+        """What this host lends us, prepared. It may take moving the processes of a group that was given to us."""
         try:
-            base = _base(root)
-            missing = set(CONTROLLERS) - set((base / "cgroup.controllers").read_text().split())
-            if missing:
-                raise NoCgroups(f"this process may not limit {', '.join(sorted(missing))}")
-            _lend(base)
-            ours = base / OURS
-            ours.mkdir(exist_ok=True)
-            _lend(ours)
+            return cls(_prepare(_base(root)))
+        except NoCgroups as error:
+            return cls(None, str(error))
         except OSError as error:
-            raise NoCgroups(f"{error.strerror}: {error.filename}") from error
-        return cls(ours)
+            return cls(None, f"{error.strerror}: {error.filename}")
 
-    def path(self, directory: Path) -> Path:
+    def path(self, directory: Path) -> Path | None:
         """Of the VM in directory: named alike by every agent."""
         place = hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:12]
-        return self._parent / f"{directory.name}-{place}"
+        return self._parent / f"{directory.name}-{place}" if self._parent is not None else None
 
-    def name(self, directory: Path) -> str:
+    def name(self, directory: Path) -> str | None:
         """As /proc/PID/cgroup has it."""
-        return f"/{self.path(directory).relative_to(ROOT)}"
+        group = self.path(directory)
+        return f"/{group.relative_to(ROOT)}" if group is not None else None
 
     def place(self, directory: Path, pid: int, machine: MachineSpec) -> None:
         """Make the group of the VM in directory and move its VMM there. Raises OSError."""
         group = self.path(directory)
+        if group is None:
+            return
         group.mkdir(exist_ok=True)
         for name, value in _limits(machine).items():
             (group / name).write_text(value)
@@ -70,20 +68,33 @@ class Cgroups:
 
     def lift_memory(self, directory: Path) -> None:
         """For a VMM that saves its paused guest, perhaps to a file that is memory, too. Raises OSError."""
-        (self.path(directory) / "memory.max").write_text("max")
+        group = self.path(directory)
+        if group is not None:
+            (group / "memory.max").write_text("max")
 
     async def remove(self, directory: Path) -> None:
         """After the end of the VMM; nothing happens if there is none."""
-        deadline = time.monotonic() + LEAVE_SECONDS
-        while True:
+        group, deadline = self.path(directory), time.monotonic() + LEAVE_SECONDS
+        while group is not None:
             try:
-                self.path(directory).rmdir()
-            except FileNotFoundError:
+                group.rmdir()
                 return
             except OSError as error:
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     return
                 await asyncio.sleep(LEAVE_POLL_SECONDS)  # its end has no event of its own
+
+
+def _prepare(base: Path) -> Path:
+    """Raises NoCgroups, OSError."""
+    missing = set(CONTROLLERS) - set((base / "cgroup.controllers").read_text().split())
+    if missing:
+        raise NoCgroups(f"this process may not limit {', '.join(sorted(missing))}")
+    _lend(base)
+    ours = base / OURS
+    ours.mkdir(exist_ok=True)
+    _lend(ours)
+    return ours
 
 
 def _limits(machine: MachineSpec) -> dict[str, str]:

@@ -8,14 +8,15 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import structlog
 
-from node_agent.drivers.cloud_hypervisor import config, confine
+from node_agent.drivers.cloud_hypervisor import config, confine, process
 from node_agent.drivers.cloud_hypervisor.api import Api, ApiError
 from node_agent.drivers.cloud_hypervisor.bundle import MEMORY, SCRATCH, STATE, BadBundle, Bundle, read_json, take_back
-from node_agent.drivers.cloud_hypervisor.cgroups import Cgroups, NoCgroups
+from node_agent.drivers.cloud_hypervisor.cgroups import Cgroups
 from node_agent.drivers.cloud_hypervisor.confine import Confinement, UidRange, Unconfined
 from node_agent.drivers.cloud_hypervisor.jail import make_jail, make_place, put_restored, put_scratch
 from node_agent.drivers.cloud_hypervisor.mapping import WrongMapping, check_private
@@ -64,17 +65,13 @@ class CloudHypervisorVmm:
     """For hosts with KVM."""
 
     name = "cloud-hypervisor"
+    # Of its VMs' addresses.
+    transport = process.TRANSPORT
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
         self._uids = UidRange(self._settings.uid_first, self._settings.uid_count)
         self._installation = Installation(self._settings.program, self._settings.cache)
-        self._cgroups: Cgroups | None = None
-        self._why_no_cgroups = ""
-        try:
-            self._cgroups = Cgroups.find()
-        except NoCgroups as error:
-            self._why_no_cgroups = f"; no cgroup for a VMM: {error}"
 
     # -- what this host can do -------------------------------------------------------------------------------------
 
@@ -97,7 +94,8 @@ class CloudHypervisorVmm:
         if failure:
             return Acceleration("none", failure)
         version = await self._installation.version()
-        return Acceleration("kvm", f"boots a guest; Cloud Hypervisor {version}{self._why_no_cgroups}")
+        missing = f"; no cgroup for a VMM: {self._cgroups.missing}" if self._cgroups.missing else ""
+        return Acceleration("kvm", f"boots a guest; Cloud Hypervisor {version}{missing}")
 
     async def fingerprint(self) -> str:
         """The VMM's version, the kernel and the CPU: a snapshot loads nowhere else."""
@@ -139,6 +137,7 @@ class CloudHypervisorVmm:
             await take_back(jail / config.SCRATCH, directory / SCRATCH)
             await take_back(memory, memory)
             shutil.rmtree(vm)
+            _seal(directory)
 
     # -- clone -----------------------------------------------------------------------------------------------------
 
@@ -171,20 +170,22 @@ class CloudHypervisorVmm:
         with _translated("hibernate"):
             if not isinstance(vm, CloudHypervisorVm):
                 raise TypeError("not a VM of this driver")
-            async with _ended(vm, always=True), await Api.connect(str(vm.directory / API)) as api:
-                await api.put("vm.pause")
-                if self._cgroups is not None:
+            async with _ended(vm, always=True):
+                # From here on there is no way back: what is left of it after a crash is not recovered.
+                (vm.directory / GUEST_ADDRESS_FILE).unlink()
+                # What a guest may have made of its VMM is not asked for its configuration: it keeps the one we know.
+                Bundle.read(vm.directory).write(directory)
+                async with await Api.connect(str(vm.directory / API)) as api:
+                    await api.put("vm.pause")
                     self._cgroups.lift_memory(vm.directory)
-                await api.put("vm.snapshot", {"destination_url": SAVED_URL}, seconds=SNAPSHOT_SECONDS)
+                    await api.put("vm.snapshot", {"destination_url": SAVED_URL}, seconds=SNAPSHOT_SECONDS)
             jail = jail_of(vm.directory)
-            saved = jail / config.SAVED
-            # What a guest may have made of its VMM is not asked for its configuration: it keeps the one that we know.
-            bundle = Bundle.read(vm.directory)
-            state = config.without_memory(read_json(saved / "state.json"), (saved / SAVED_MEMORY).lstat().st_size)
-            await take_back(saved / SAVED_MEMORY, directory / MEMORY, dig=True)
+            memory = jail / config.SAVED / SAVED_MEMORY
+            state = config.without_memory(read_json(jail / config.SAVED / STATE), memory.lstat().st_size)
+            await take_back(memory, directory / MEMORY, dig=True)
             await take_back(jail / config.SCRATCH, directory / SCRATCH)
             (directory / STATE).write_text(json.dumps(state))
-            bundle.write(directory)
+            _seal(directory)
 
     async def recover(self, directory: Path) -> CloudHypervisorVm | None:
         """By pid, start time and what the VMM answers; a VM that was never resumed has no address, and is killed."""
@@ -199,7 +200,19 @@ class CloudHypervisorVmm:
             await running.destroy()
         return None
 
+    def made(self, directory: Path) -> bool:
+        """Whether the VM in directory, or what is left of it, is of this driver."""
+        return jail_of(directory).is_dir()
+
     # -- both ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _cgroups(self) -> Cgroups:
+        """Looked for when a VMM needs one, as that may move processes."""
+        found = Cgroups.find()
+        if found.missing:
+            log.warning("no_cgroups", reason=found.missing)
+        return found
 
     def _confinement(self, uid: int) -> Confinement:
         try:
@@ -216,14 +229,13 @@ class CloudHypervisorVmm:
         start = Start(self._installation.program(), confinement, tuple(opened), with_us)
         running = spawn(start, directory, self._remove_cgroup)
         with suppress(ProcessLookupError):  # it has ended already, and will say why
-            if self._cgroups is not None:
-                self._cgroups.place(directory, running.pid, machine)
+            self._cgroups.place(directory, running.pid, machine)
             confine.limit(running.pid, machine)
         return running
 
     async def _prove(self, running: CloudHypervisorVm, confinement: Confinement) -> None:
         """Raises Unconfined."""
-        cgroup = None if self._cgroups is None else self._cgroups.name(running.directory)
+        cgroup = self._cgroups.name(running.directory)
         try:
             await confine.prove(running.pid, confinement, cgroup)
         except Unconfined as error:
@@ -232,8 +244,7 @@ class CloudHypervisorVmm:
             log.warning("unconfined", directory=str(running.directory), problem=str(error))
 
     async def _remove_cgroup(self, directory: Path) -> None:
-        if self._cgroups is not None:
-            await self._cgroups.remove(directory)
+        await self._cgroups.remove(directory)
 
 
 @contextmanager
@@ -273,6 +284,12 @@ def _make_memory(path: Path, machine: MachineSpec, confinement: Confinement) -> 
     os.truncate(path, machine.memory_bytes)
     confinement.take(path)
     return path
+
+
+def _seal(directory: Path) -> None:
+    """Nobody writes into a bundle by mistake: unchanged pages of every clone are those of its files."""
+    for path in directory.iterdir():
+        path.chmod(0o444)
 
 
 async def _answers(directory: Path, pid: int) -> bool:

@@ -21,7 +21,7 @@ from node_agent.drivers.process import VmProcess
 from node_agent.vmm import GuestAddress
 
 JAIL, API, EVENTS, LOG = "jail", "api", "events", "log"
-GUEST_PORT = 1024
+TRANSPORT, GUEST_PORT = "hybrid-vsock", 1024
 READ_BYTES = 65_536
 # Of what the VMM complains about, for humans.
 LOG_BYTES = 4_096
@@ -36,7 +36,7 @@ def jail_of(directory: Path) -> Path:
 
 def address_of(directory: Path) -> GuestAddress:
     """Of the VM in directory."""
-    return GuestAddress("hybrid-vsock", (str(jail_of(directory) / config.VSOCK),), GUEST_PORT)
+    return GuestAddress(TRANSPORT, (str(jail_of(directory) / config.VSOCK),), GUEST_PORT)
 
 
 class Fifo:
