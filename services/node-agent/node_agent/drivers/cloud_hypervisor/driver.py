@@ -1,5 +1,6 @@
 """Cloud Hypervisor behind the Vmm protocol: templates are snapshots whose memory stays in its file, clones map it."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -128,7 +129,7 @@ class CloudHypervisorVmm:
                 await api.put("vm.create", config.template(machine, *map(config.inherited, opened)))
                 await api.put("vm.boot")
                 await self._prove(running, confinement)
-                await quiesce(running.address)
+                await _before_its_end(running, quiesce(running.address))
                 await api.put("vm.pause")
                 # And never resumed, nor shut down, which would resume it: its memory must stay what the state says.
                 await api.put("vm.snapshot", {"destination_url": SAVED_URL}, seconds=SNAPSHOT_SECONDS)
@@ -270,6 +271,19 @@ async def _ended(running: CloudHypervisorVm, *, always: bool = False) -> AsyncIt
         raise
     if always:
         await running.destroy()
+
+
+async def _before_its_end(running: CloudHypervisorVm, work: Awaitable[None]) -> None:
+    """Work with a guest that may reboot or die meanwhile. Raises CloneFailed."""
+    working, ended = asyncio.ensure_future(work), asyncio.ensure_future(running.exited())
+    try:
+        await asyncio.wait([working, ended], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise CloneFailed(f"template: {ended.result()}")
+        working.result()
+    finally:
+        working.cancel()
+        ended.cancel()
 
 
 def _open(path: Path, files: ExitStack, flags: int = os.O_RDONLY) -> int:
