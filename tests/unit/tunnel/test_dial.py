@@ -74,5 +74,54 @@ def test_a_guest_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("answer", [b"", b"OK ", b"NO 1\n", b"OK" * 1000, b"\n"])
 def test_a_vsock_that_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
     monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(module, "DIAL_SECONDS", 0.2)
     with answering(tmp_path / "vsock", answer, for_ever=False), pytest.raises(NoAnswer):
         dial(GuestAddress("hybrid-vsock", (str(tmp_path / "vsock"),), 1024))
+
+
+class HybridVsock:
+    """The host's end of a VM's vsock: takes CONNECT lines and gives an answer to each."""
+
+    def __init__(self, path: Path, answers: list[bytes]) -> None:
+        self.lines: list[bytes] = []
+        self._listener = socket.create_server(str(path), family=socket.AF_UNIX)
+        self._thread = threading.Thread(target=self._serve, args=(answers,))
+        self._thread.start()
+
+    def _serve(self, answers: list[bytes]) -> None:
+        for answer in answers:
+            peer, _ = self._listener.accept()
+            with peer:
+                self.lines.append(peer.recv(4096))
+                peer.sendall(answer)
+                if answer:
+                    peer.recv(1)
+
+    def close(self) -> None:
+        self._thread.join()
+        self._listener.close()
+
+
+def test_a_guest_that_does_not_listen_yet_is_dialled_again(tmp_path: Path) -> None:
+    vsock = HybridVsock(tmp_path / "v", [b"", b"", b"OK 1073741824\nsettings"])
+    dialled = dial(GuestAddress("hybrid-vsock", (str(tmp_path / "v"),), 1024))
+    assert dialled.peer.recv(100) == b"settings"  # nothing of it was taken for the answer
+    dialled.close()
+    vsock.close()
+    assert vsock.lines == [b"CONNECT 1024\n"] * 3
+
+
+def test_a_dead_vmm_is_no_answer_at_once(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "v"))
+    with pytest.raises(NoAnswer, match="refused"):
+        dial(GuestAddress("hybrid-vsock", (str(tmp_path / "v"),), 1024))
+    with pytest.raises(NoAnswer, match="No such file"):
+        dial(GuestAddress("hybrid-vsock", (str(tmp_path / "w"),), 1024))
+
+
+def test_a_vmm_leads_nobody_to_the_socket_of_another(tmp_path: Path) -> None:
+    with socket.create_server(str(tmp_path / "others"), family=socket.AF_UNIX):
+        (tmp_path / "v").symlink_to(tmp_path / "others")
+        with pytest.raises(NoAnswer, match="no socket there"):
+            dial(GuestAddress("hybrid-vsock", (str(tmp_path / "v"),), 1024))

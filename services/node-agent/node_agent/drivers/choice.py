@@ -2,20 +2,31 @@
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
-from node_agent.drivers.cloud_hypervisor.driver import CloudHypervisorVmm
-from node_agent.drivers.qemu.driver import QemuVmm
 from node_agent.vmm import Acceleration, GuestAddress, Image, MachineSpec, RunningVm, Vmm
 
 log = structlog.get_logger("drivers")
 
 
+class Preferred(Vmm, Protocol):
+    """A driver that may not work here. transport: of the addresses of its VMs."""
+
+    transport: str
+
+    async def failure(self) -> str | None:
+        """Why it cannot be used, nothing if it can, None as long as nobody can tell."""
+
+    def made(self, directory: Path) -> bool:
+        """Whether the VM in directory, or what is left of it, is of this driver."""
+
+
 class ChosenVmm:
     """One of two drivers for everything new; what exists already belongs to the driver that made it."""
 
-    def __init__(self, preferred: CloudHypervisorVmm, other: QemuVmm) -> None:
+    def __init__(self, preferred: Preferred, other: Vmm) -> None:
         self._preferred, self._other = preferred, other
         self._chosen: Vmm | None = None
         self._reason = ""
