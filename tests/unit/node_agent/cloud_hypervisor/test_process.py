@@ -1,0 +1,86 @@
+"""A VMM's process and what it says, with a program that stands for a VMM."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest_asyncio
+
+from node_agent.drivers.cloud_hypervisor.confine import Confinement
+from node_agent.drivers.cloud_hypervisor.process import LOG_BYTES, CloudHypervisorVm, Start, jail_of, spawn
+from node_agent.drivers.process import recorded_pid
+
+REBOOT = b'{"timestamp": {"secs": 1, "nanos": 2}, "source": "vm", "event": "rebooting", "properties": null}\n\n'
+Spawn = Callable[[str], CloudHypervisorVm]
+
+
+async def remove_nothing(_: Path) -> None:
+    return
+
+
+@pytest_asyncio.fixture
+async def spawned() -> AsyncIterator[tuple[Path, Spawn]]:
+    """A VM's directory, and what starts a script in it."""
+    vms: list[CloudHypervisorVm] = []
+    with tempfile.TemporaryDirectory(prefix="sp-", dir="/tmp") as name:
+        directory = Path(name)
+        jail_of(directory).mkdir()
+
+        def start(script: str) -> CloudHypervisorVm:
+            program = directory / "program"
+            program.write_text(f"#!/bin/sh\n{script}\n")
+            program.chmod(0o755)
+            me = Confinement(os.getuid(), os.getgid(), tuple(os.getgroups()), is_own=False)
+            vms.append(spawn(Start(program, me, (), with_us=False), directory, remove_nothing))
+            return vms[-1]
+
+        yield directory, start
+        for vm in vms:
+            await vm.destroy()
+
+
+async def test_a_vm_that_reboots_is_killed(spawned: tuple[Path, Spawn]) -> None:
+    directory, start = spawned
+    vm = start("sleep 1000")
+    (directory / "events").write_bytes(REBOOT)
+    assert await vm.exited() == "the guest rebooted"
+    assert recorded_pid(directory) is None
+
+
+async def test_what_was_said_while_no_agent_lived_still_counts(spawned: tuple[Path, Spawn]) -> None:
+    directory, start = spawned
+    vm = start("sleep 1000")
+    vm._close()  # as the end of an agent does
+    (directory / "events").write_bytes(REBOOT)
+    again = CloudHypervisorVm(vm.pid, directory, remove_nothing)
+    assert await again.exited() == "the guest rebooted"
+
+
+async def test_the_last_words_of_a_vmm_are_the_reason(spawned: tuple[Path, Spawn]) -> None:
+    _, start = spawned
+    vm = start("echo 'Error booting VM: no way' >&2; exit 1")
+    assert await vm.exited() == "the process of the VM has ended: Error booting VM: no way"
+
+
+async def test_a_vmm_that_talks_without_end_neither_blocks_nor_fills_anything(spawned: tuple[Path, Spawn]) -> None:
+    directory, start = spawned
+    vm = start("head -c 3000000 /dev/zero >&2; head -c 3000000 /dev/zero >&3; true")
+    assert await vm.exited()
+    assert len(vm.complaint) <= LOG_BYTES
+    assert sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) < 10_000
+
+
+async def test_a_vmm_gets_its_directory_and_its_sockets_and_nothing_else(spawned: tuple[Path, Spawn]) -> None:
+    directory, start = spawned
+    vm = start("pwd > where; env > environment; ls -l /proc/self/fd > open; echo $* > arguments")
+    await vm.exited()
+    jail = jail_of(directory)
+    assert (jail / "where").read_text().strip() == str(jail)
+    assert "HOME" not in (jail / "environment").read_text()
+    opened = [line.rpartition(" -> ")[2] for line in (jail / "open").read_text().splitlines() if " -> " in line]
+    files = {path for path in opened if path.startswith("/") and not path.startswith("/proc/")}
+    assert files == {"/dev/null", str(jail / "open"), str(directory / "log"), str(directory / "events")}
+    assert (jail / "arguments").read_text().startswith("--api-socket=fd=")
