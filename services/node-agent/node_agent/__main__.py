@@ -33,7 +33,7 @@ from service_kit import config, failpoint, log, pages, server, telemetry
 from service_kit.health import Health
 from service_kit.metrics import reading
 
-# A unix socket's path has 107 characters, and those of a VM are the longest: /vms/<26>/port7.lock
+# A unix socket's path has 107 characters, and those of a VM are the longest: /vms/<26>/jail/vsock
 MAX_STATE_PATH = 107 - 45
 
 
