@@ -44,8 +44,14 @@ PING_SECONDS = 10.0
 RESTORED_URL, SAVED_URL = f"file://{config.RESTORED}", f"file://{config.SAVED}"
 # The name that the VMM gives it.
 SAVED_MEMORY = "memory-ranges"
+
+
+class VmmFailed(Exception):
+    """A VMM ended, or did not do what it was told; the message has what it said."""
+
+
 FAILURES = (
-    *(OSError, ApiError, BadBundle, config.BadConfig, Unconfined, NotUsable, WrongMapping),
+    *(VmmFailed, OSError, ApiError, BadBundle, config.BadConfig, Unconfined, NotUsable, WrongMapping),
     *(subprocess.CalledProcessError, ValueError, KeyError, TypeError),
 )
 
@@ -124,8 +130,8 @@ class CloudHypervisorVmm:
             memory = _make_memory(directory / MEMORY, machine, confinement)
             opened = [_open(path, files) for path in (image.kernel, image.initramfs, image.root)]
             opened.append(_open(memory, files, os.O_RDWR))
-            running = self._start(confinement, machine, vm, opened, with_us=True)
-            async with _ended(running, always=True), await Api.connect(str(vm / API)) as api:
+            start = Start(self._installation.program(), confinement, tuple(opened), with_us=True)
+            async with self._started(start, machine, vm) as running, await Api.connect(str(vm / API)) as api:
                 await api.put("vm.create", config.template(machine, *map(config.inherited, opened)))
                 await api.put("vm.boot")
                 await self._prove(running, confinement)
@@ -133,6 +139,7 @@ class CloudHypervisorVmm:
                 await api.put("vm.pause")
                 # And never resumed, nor shut down, which would resume it: its memory must stay what the state says.
                 await api.put("vm.snapshot", {"destination_url": SAVED_URL}, seconds=SNAPSHOT_SECONDS)
+                await running.destroy()
             Bundle(str(version), image.root, read_json(saved / "config.json")).write(directory)
             await take_back(saved / "state.json", directory / STATE)
             await take_back(jail / config.SCRATCH, directory / SCRATCH)
@@ -155,8 +162,8 @@ class CloudHypervisorVmm:
             put_restored(jail, edited, template / STATE, confinement)
             make_place(jail, config.SAVED, confinement)
             bundle.write(directory)
-            running = self._start(confinement, machine, directory, opened, with_us=False)
-            async with _ended(running):
+            start = Start(self._installation.program(), confinement, tuple(opened), with_us=False)
+            async with self._started(start, machine, directory) as running:
                 async with await Api.connect(str(directory / API)) as api:
                     await api.put("vm.restore", {"source_url": RESTORED_URL})
                     maps = Path(f"/proc/{running.pid}/maps").read_text()
@@ -171,7 +178,7 @@ class CloudHypervisorVmm:
         with _translated("hibernate"):
             if not isinstance(vm, CloudHypervisorVm):
                 raise TypeError("not a VM of this driver")
-            async with _ended(vm, always=True):
+            async with _ended_on_failure(vm):
                 # From here on there is no way back: what is left of it after a crash is not recovered.
                 (vm.directory / GUEST_ADDRESS_FILE).unlink()
                 # What a guest may have made of its VMM is not asked for its configuration: it keeps the one we know.
@@ -180,6 +187,7 @@ class CloudHypervisorVmm:
                     await api.put("vm.pause")
                     self._cgroups.lift_memory(vm.directory)
                     await api.put("vm.snapshot", {"destination_url": SAVED_URL}, seconds=SNAPSHOT_SECONDS)
+                await vm.destroy()
             jail = jail_of(vm.directory)
             memory = jail / config.SAVED / SAVED_MEMORY
             state = config.without_memory(read_json(jail / config.SAVED / STATE), memory.lstat().st_size)
@@ -223,16 +231,15 @@ class CloudHypervisorVmm:
                 raise
             return Confinement(os.geteuid(), os.getegid(), tuple(os.getgroups()), is_own=False)
 
-    def _start(
-        self, confinement: Confinement, machine: MachineSpec, directory: Path, opened: list[int], *, with_us: bool
-    ) -> CloudHypervisorVm:
-        """A VMM in its place, without a VM. Raises OSError, NotUsable."""
-        start = Start(self._installation.program(), confinement, tuple(opened), with_us)
+    @asynccontextmanager
+    async def _started(self, start: Start, machine: MachineSpec, directory: Path) -> AsyncIterator[CloudHypervisorVm]:
+        """A VMM in its place, without a VM; it stays unless this fails. Raises OSError, VmmFailed."""
         running = spawn(start, directory, self._remove_cgroup)
-        with suppress(ProcessLookupError):  # it has ended already, and will say why
-            self._cgroups.place(directory, running.pid, machine)
-            confine.limit(running.pid, machine)
-        return running
+        async with _ended_on_failure(running):
+            with suppress(ProcessLookupError):  # it has ended already, and has said why
+                self._cgroups.place(directory, running.pid, machine)
+                confine.limit(running.pid, machine)
+            yield running
 
     async def _prove(self, running: CloudHypervisorVm, confinement: Confinement) -> None:
         """Raises Unconfined."""
@@ -259,27 +266,25 @@ def _translated(what: str) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _ended(running: CloudHypervisorVm, *, always: bool = False) -> AsyncIterator[None]:
-    """Leave no VMM behind when this fails, and say what it complained about. Raises CloneFailed."""
+async def _ended_on_failure(running: CloudHypervisorVm) -> AsyncIterator[None]:
+    """Leave no VMM behind, and say what it complained about. Raises VmmFailed."""
     try:
         yield
     except BaseException as error:
         await running.destroy()
         complaint = running.complaint.strip()
         if isinstance(error, FAILURES) and complaint:
-            raise CloneFailed(f"{error}; {complaint}") from error
+            raise VmmFailed(f"{error}; {complaint}") from error
         raise
-    if always:
-        await running.destroy()
 
 
 async def _before_its_end(running: CloudHypervisorVm, work: Awaitable[None]) -> None:
-    """Work with a guest that may reboot or die meanwhile. Raises CloneFailed."""
+    """Work with a guest that may reboot or die meanwhile. Raises VmmFailed."""
     working, ended = asyncio.ensure_future(work), asyncio.ensure_future(running.exited())
     try:
         await asyncio.wait([working, ended], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise CloneFailed(f"template: {ended.result()}")
+            raise VmmFailed(ended.result())
         working.result()
     finally:
         working.cancel()
