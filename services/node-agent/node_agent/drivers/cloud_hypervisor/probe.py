@@ -12,7 +12,7 @@ from node_agent.drivers.proof import CMDLINE, DEVICE, MARK, Proof, Prover
 PROGRAM = "cloud-hypervisor"
 VERDICT_FILE = "acceleration-cloud-hypervisor.json"
 # With KVM a kernel needs one or two; where KVM itself is emulated, twenty.
-BOOT_SECONDS = 40
+BOOT_SECONDS = 30
 # Before it: a virtio-block bug that a guest could use, and memory files that are copied where they should be mapped.
 OLDEST = (51, 2)
 # Holds the memory of every clone twice.
