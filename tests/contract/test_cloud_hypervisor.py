@@ -16,6 +16,7 @@ import pytest
 
 from node_agent.drivers.cloud_hypervisor.api import Api, ApiError
 from node_agent.drivers.cloud_hypervisor.cgroups import Cgroups
+from node_agent.drivers.cloud_hypervisor.confine import Confinement
 from node_agent.drivers.cloud_hypervisor.driver import CloudHypervisorVmm, Settings
 from node_agent.drivers.process import recorded_pid
 from node_agent.vmm import CloneFailed, Image
@@ -207,9 +208,8 @@ async def test_a_vmm_opens_nothing_that_was_not_meant_for_it(site: Site, tmp_pat
 
 
 async def test_a_vm_whose_confinement_is_not_proven_does_not_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    prefix = "node_agent.drivers.cloud_hypervisor.confine.Confinement.prefix"
-    original = CloudHypervisorVmm()._confinement(Settings().uid_first + 1).prefix()
-    monkeypatch.setattr(prefix, lambda _: [word for word in original if word != "--no-new-privs"])
+    prefix = Confinement.prefix
+    monkeypatch.setattr(Confinement, "prefix", lambda me: [word for word in prefix(me) if word != "--no-new-privs"])
     monkeypatch.setattr("node_agent.drivers.cloud_hypervisor.confine.FILTERING_SECONDS", 0.5)
     with pytest.raises(CloneFailed, match="NoNewPrivs is 0, not 1"):
         await site.driver.make().clone(site.template, MACHINE, site.directory(site.reserve()))
