@@ -108,7 +108,7 @@ def test_what_setpriv_does_is_what_is_read_back() -> None:
         limits = Path(f"/proc/{process.pid}/limits").read_text()
         process.communicate("\n")
     assert [problem.partition(": ")[2] for problem in problems] == ([] if os.getuid() else KEPT_BY_ROOT)
-    assert elsewhere[-1].endswith("is not in /sandpool/v1")
+    assert elsewhere[-1].endswith("it is not in /sandpool/v1")
     rows = {line[:26].strip(): line[26:].split()[:2] for line in limits.splitlines()}
     assert rows["Max core file size"] == ["0", "0"]
     assert rows["Max file size"] == [str((2 << 30) + (64 << 20))] * 2

@@ -127,8 +127,9 @@ def problems(pid: int, confinement: Confinement, cgroup: str | None) -> Iterator
             status = Path(f"/proc/{pid}/task/{task}/status").read_text()
             for what in thread_problems(status, confinement, is_main=task == pid):
                 yield f"thread {task}: {what}"
-            if cgroup is not None and Path(f"/proc/{pid}/task/{task}/cgroup").read_text().strip() != f"0::{cgroup}":
-                yield f"thread {task}: is not in {cgroup}"
+        # Threads are not divided among groups unless a group is made for that, and ours is not.
+        if cgroup is not None and Path(f"/proc/{pid}/cgroup").read_text().strip() != f"0::{cgroup}":
+            yield f"it is not in {cgroup}"
     except OSError as error:
         yield f"cannot be read: {error}"
 
