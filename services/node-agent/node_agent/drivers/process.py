@@ -35,17 +35,18 @@ def recorded_pid(directory: Path) -> int | None:
         return None
 
 
-def unrecorded_pids(directory: Path) -> list[int]:
-    """Processes that work in directory, if none was ever recorded: an agent was killed between start and record().
+def unrecorded_pids(directory: Path, place: Path | None = None) -> list[int]:
+    """Processes of a VM of which none was ever recorded: an agent was killed between start and record().
 
-    A VM that has an address had a record: without it, nothing proves that it is ours.
+    They work in directory, or in the place of it that is the driver's. A VM that has an address had a record: without it,
+    nothing proves that it is ours.
     """
     if (directory / PROCESS_FILE).exists() or (directory / GUEST_ADDRESS_FILE).exists():
         return []
-    found, directory = [], directory.resolve()
+    found, working = [], (place or directory).resolve()
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # ended meanwhile, or somebody else's
-            if (path / "cwd").readlink() == directory:
+            if (path / "cwd").readlink() == working:
                 found.append(int(path.name))
     return found
 

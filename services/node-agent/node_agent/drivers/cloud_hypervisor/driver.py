@@ -23,9 +23,10 @@ from node_agent.drivers.cloud_hypervisor.jail import make_jail, make_place, put_
 from node_agent.drivers.cloud_hypervisor.mapping import WrongMapping, check_private
 from node_agent.drivers.cloud_hypervisor.probe import Installation, NotUsable
 from node_agent.drivers.cloud_hypervisor.process import API, CloudHypervisorVm, Start, jail_of, spawn
-from node_agent.drivers.process import recorded_pid
+from node_agent.drivers.process import recorded_pid, unrecorded_pids
 from node_agent.drivers.proof import host_cpu
 from node_agent.vmm import (
+    BUILDING,
     GUEST_ADDRESS_FILE,
     Acceleration,
     CloneFailed,
@@ -119,7 +120,7 @@ class CloudHypervisorVmm:
         quiesce: Callable[[GuestAddress], Awaitable[None]],
     ) -> None:
         """Boot, quiesce, freeze."""
-        vm = directory / "vm"
+        vm = directory / BUILDING
         with _translated("template"), ExitStack() as files:
             version = await self._installation.version()
             confinement = self._confinement(self._uids.of_builders())
@@ -198,15 +199,14 @@ class CloudHypervisorVmm:
 
     async def recover(self, directory: Path) -> CloudHypervisorVm | None:
         """By pid, start time and what the VMM answers; a VM that was never resumed has no address, and is killed."""
-        pid = recorded_pid(directory)
-        if pid is None:
-            await self._remove_cgroup(directory)
-            return None
-        with suppress(ProcessLookupError):
-            running = CloudHypervisorVm(pid, directory, self._remove_cgroup)
-            if (directory / GUEST_ADDRESS_FILE).exists() and await _answers(directory, pid):
-                return running
-            await running.destroy()
+        pid, has_address = recorded_pid(directory), (directory / GUEST_ADDRESS_FILE).exists()
+        for found in unrecorded_pids(directory, jail_of(directory)) if pid is None else [pid]:
+            with suppress(ProcessLookupError):
+                running = CloudHypervisorVm(found, directory, self._remove_cgroup)
+                if has_address and await _answers(directory, found):
+                    return running
+                await running.destroy()
+        await self._remove_cgroup(directory)
         return None
 
     def made(self, directory: Path) -> bool:
