@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -78,6 +79,7 @@ async def test_a_clone_of_a_broken_template_fails_and_leaves_nothing(site: Site,
             await site.driver.make().clone(broken, MACHINE, directory)
         assert site.processes() == [], name
         assert not (directory / GUEST_ADDRESS_FILE).exists(), name
+        shutil.rmtree(broken)
 
 
 # -- clone -------------------------------------------------------------------------------------------------------------
