@@ -38,8 +38,8 @@ def recorded_pid(directory: Path) -> int | None:
 def unrecorded_pids(directory: Path, place: Path | None = None) -> list[int]:
     """Processes of a VM of which none was ever recorded: an agent was killed between start and record().
 
-    They work in directory, or in the place of it that is the driver's. A VM that has an address had a record: without it,
-    nothing proves that it is ours.
+    They work in directory, or in the place of it that is the driver's. A VM that has an address had a record: without
+    it, nothing proves that it is ours.
     """
     if (directory / PROCESS_FILE).exists() or (directory / GUEST_ADDRESS_FILE).exists():
         return []
