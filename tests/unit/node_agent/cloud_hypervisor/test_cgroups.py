@@ -49,6 +49,7 @@ async def test_a_vms_group_has_its_limits_and_a_name_of_its_own(
     one, other = found.path(Path("/a/vms/v1")), found.path(Path("/b/vms/v1"))
     assert one is not None and other is not None and one != other and one.parent == tmp_path / "sandpool"
     assert found.name(Path("/a/vms/v1")) == f"/sandpool/{one.name}"
+    assert (tmp_path / "sandpool" / "cpu.max").read_text() == f"{os.cpu_count()}00000 100000"
     found.place(Path("/a/vms/v1"), 7, MACHINE)
     written = {path.name: path.read_text() for path in one.iterdir()}
     assert written["memory.max"] == str((512 << 20) + (96 << 20)) and written["cpu.max"] == "300000 100000"

@@ -94,6 +94,9 @@ def _prepare(base: Path) -> Path:
     ours = base / OURS
     ours.mkdir(exist_ok=True)
     _lend(ours)
+    # All of the host, for as long as the group is there: the kernel patches its scheduler when the first limit of all
+    # comes and when the last one goes, which would be with each lonely VM.
+    (ours / "cpu.max").write_text(f"{(os.cpu_count() or 1) * CPU_PERIOD_US} {CPU_PERIOD_US}")
     return ours
 
 
