@@ -16,9 +16,12 @@ CMDLINE = (
 
 @dataclass(frozen=True)
 class HostSpec:
-    """How large the host is, and after how many minutes without a user it ends."""
+    """How large the host is, and after how many minutes without a user it ends.
 
-    cpus: int = 2
+    One CPU: a kernel that patches its own code while another emulated CPU runs it panics now and then ("int3").
+    """
+
+    cpus: int = 1
     memory_mb: int = 8192
     idle_minutes: int = 120
 
