@@ -15,6 +15,7 @@ demo: setup $(RUN_STAMP)
 
 # Everything that must hold, on real VMs.
 test: setup lint image
+	@sh deploy/setup/packages.sh openssh-client git
 	$(VENV)/bin/pytest tests
 
 # Numbers against baselines of the same run, into build/bench.json.

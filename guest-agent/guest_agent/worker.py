@@ -81,7 +81,7 @@ class Worker:
 
     def show_traceback(self, kind: type[BaseException], value: BaseException, lines: list[str]) -> None:
         """Keep the exception for the end frame instead of printing it."""
-        self.failure = (kind.__name__, _say(value), "\n".join(lines))
+        self.failure = (_name(kind), _say(value), "\n".join(lines))
 
     def run(self, source: str, env: dict[str, str], cwd: str | None, stdin: bytes) -> dict[str, Any]:
         """Run one cell. Returns the end frame's content."""
@@ -153,7 +153,7 @@ class Worker:
             if end["exit"] and not isinstance(error.code, int):
                 os.write(2, f"{_say(error)}\n".encode("utf-8", "replace"))
         elif error is not None:
-            name, value, trace = self.failure or (type(error).__name__, _say(error), "")
+            name, value, trace = self.failure or (_name(type(error)), _say(error), "")
             end.update(exit=1, error={"name": name[:256], "value": value[:16384], "traceback": trace[-65536:]})
         for name in ("stdout", "stderr"):
             with contextlib.suppress(Exception):  # whatever the cell has put there
@@ -261,6 +261,12 @@ def _from_base64(text: str) -> bytes:
         return base64.b64decode(text, validate=False) if text.isascii() else text.encode()
     except ValueError:
         return text.encode()
+
+
+def _name(kind: type[BaseException]) -> str:
+    """As people know it: Python 3.13 calls some syntax errors by a name of its own."""
+    own = kind.__module__ == "builtins" and kind.__name__.startswith("_")
+    return (kind.__bases__[0] if own else kind).__name__
 
 
 def _say(error: BaseException) -> str:

@@ -44,6 +44,8 @@ class Driver:
     damages: dict[str, Callable[[Path], None]]
     # So many are compared with one another.
     unique_clones: int = 8
+    # Of these, how many there are at the same time: on a slow host, few.
+    at_a_time: int = 8
 
     def make(self) -> Vmm:
         """A new driver object, as after a start of the agent."""

@@ -71,7 +71,7 @@ def whole_run() -> Iterator[Site]:
         make_scratch(scratch, MACHINE.disk_bytes)
         image = Image(paths.kernel, paths.initramfs, paths.root, scratch, paths.image_id)
         path = "node_agent.drivers.cloud_hypervisor.driver:CloudHypervisorVmm"
-        with open_site(Driver(path, True, image, DAMAGES, UNIQUE)) as site:
+        with open_site(Driver(path, True, image, DAMAGES, UNIQUE, at_a_time=2)) as site:
             yield site
 
 
