@@ -9,11 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import bursts, control, deadlines, execute, many, streams, vms
+from bench import bursts, control, deadlines, execute, hibernation, many, streams, vms
 from bench.installation import installation
-from bench.rows import Row, report
+from bench.rows import NAMES, Row, report
+from node_agent.drivers.qemu.driver import QemuVmm
 from sandpool import AsyncClient
 from service_kit import log
+
+QEMU_GOALS = vms.Goals("", clone_ratio=2, clone_ms=500, pandas_ms=300, idle_mib=50, used_mib=90)
 
 
 async def measure() -> list[Row]:
@@ -30,8 +33,10 @@ async def measure() -> list[Row]:
     async with installation("qemu", bursts.BURST) as up, AsyncClient(up.address) as client:
         await bursts.until_warm(client, bursts.BURST)
         template = await vms.template(up)
-        rows += await bursts.rows(up, template)
-        rows += await vms.rows(up, template)
+        qemu = QemuVmm(Path.home() / ".cache" / "sandpool")
+        rows += await bursts.rows(up, template, qemu)
+        rows += await vms.rows(up, template, qemu, QEMU_GOALS)
+        rows.append(await hibernation.resume(qemu, *vms.machine_of(template), up.state_dir))
         rows.append(await execute.emulated(up))
     rows.append(await many.concurrency())
     return rows
@@ -39,4 +44,4 @@ async def measure() -> list[Row]:
 
 if __name__ == "__main__":
     log.configure("bench", logging.WARNING)
-    sys.exit(report(asyncio.run(measure()), Path("build/bench.json")))
+    sys.exit(report(asyncio.run(measure()), Path("build/bench.json"), NAMES))

@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ NAMES = (
     "file_1gb",
     "burst_8",
     "refill",
+    "resume",
     "concurrency",
     "expiry",
     "agent_memory",
@@ -90,8 +92,8 @@ def machine() -> dict[str, object]:
     }
 
 
-def report(rows: list[Row], path: Path) -> int:
-    """Print the table and write the file. Returns 1 if a row is missing: the names are fixed."""
+def report(rows: list[Row], path: Path, names: Sequence[str]) -> int:
+    """Print the table and write the file, where other rows stay. Returns 1 if one of names is missing."""
     table = Table("row", "value", "baseline", "ratio", "goal", "met", "n", "failures", "besides")
     for row in rows:
         table.add_row(
@@ -107,8 +109,16 @@ def report(rows: list[Row], path: Path) -> int:
         )
     Console().print(table)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps([*(row.to_json() for row in rows), {"machine": machine()}], indent=2) + "\n")
-    missing = set(NAMES) - {row.name for row in rows}
+    others = [row for row in _read(path) if row.get("name") not in {None, *(row.name for row in rows)}]
+    values = [*others, *(row.to_json() for row in rows), {"machine": machine()}]
+    path.write_text(json.dumps(values, indent=2) + "\n")
+    missing = set(names) - {row.name for row in rows}
     if missing:
         print("missing rows:", ", ".join(sorted(missing)))
     return 1 if missing else 0
+
+
+def _read(path: Path) -> list[dict[str, object]]:
+    with suppress(OSError, ValueError):
+        return [row for row in json.loads(path.read_text()) if isinstance(row, dict)]
+    return []

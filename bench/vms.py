@@ -1,4 +1,4 @@
-"""Clones, their first pandas, and their memory: on QEMU, beside the driver alone."""
+"""Clones, their first pandas, and their memory: on one driver, beside that driver alone."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import json
 import shutil
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.installation import Installation, code, execute
 from bench.rows import Row, p50
-from node_agent.drivers.qemu.driver import QemuVmm
 from node_agent.tunnel.dial import dial
-from node_agent.vmm import MachineSpec
+from node_agent.vmm import MachineSpec, Vmm
 from sandpool.node.v1 import node_pb2
 
 CLONES = 8
+FOR_EVER_MS = 1e9
 PANDAS = "import pandas as pd\npd.DataFrame({'a': [1, 2]}).describe()"
 
 
-async def raw_clones(template: Path, machine: MachineSpec, work: Path) -> tuple[list[float], list[float]]:
+async def raw_clones(vmm: Vmm, template: Path, machine: MachineSpec, work: Path) -> tuple[list[float], list[float]]:
     """Seconds from nothing to the first answer of the guest, and MiB (PSS) of each, of the driver alone."""
-    vmm, times, memory = QemuVmm(Path.home() / ".cache" / "sandpool"), [], []
+    times, memory = [], []
     for number in range(CLONES):
         directory = work / f"raw{number}"
         directory.mkdir()
@@ -99,28 +100,53 @@ def machine_of(template: node_pb2.Template) -> tuple[Path, MachineSpec]:
     return Path.home() / ".cache" / "sandpool" / "templates" / template.template_id, machine
 
 
-async def rows(up: Installation, template: node_pb2.Template) -> list[Row]:
+@dataclass(frozen=True)
+class Goals:
+    """What is promised of one driver; prefix is of its rows. clone: times the raw restore, and milliseconds at most."""
+
+    prefix: str
+    clone_ratio: float
+    clone_ms: float
+    pandas_ms: float
+    idle_mib: float
+    used_mib: float
+
+
+async def rows(up: Installation, template: node_pb2.Template, vmm: Vmm, goals: Goals) -> list[Row]:
     """clone, first_pandas, idle_memory and used_memory."""
     warm = [vm.vm_id for vm in (await up.snapshot()).vms if vm.state == node_pb2.VM_STATE_READY]
-    raw, raw_memory = await raw_clones(*machine_of(template), up.state_dir)
+    raw, raw_memory = await raw_clones(vmm, *machine_of(template), up.state_dir)
     own = await clones(up, template)
     idle = [pss_of(up, vm_id) for vm_id in warm]
     pandas, used, alone = await first_pandas(up, warm)
     value, baseline = p50(own), p50(raw)
-    met = value <= 2 * baseline and value < 500
+    met = value <= goals.clone_ratio * baseline and value < goals.clone_ms
+    limit = f" and under {goals.clone_ms:g} ms" if goals.clone_ms < FOR_EVER_MS else ""
+    goal = f"at most {goals.clone_ratio:g}x{limit}"
     first, process = p50(pandas), p50(alone)
-    name = "driver alone, one raw clone"
+    name, prefix = "driver alone, one raw clone", goals.prefix
+    pandas_goal = f"under {goals.pandas_ms:g} ms" if goals.pandas_ms < FOR_EVER_MS else "stated"
     return [
-        Row("clone", value, "ms", "raw restore + ping", baseline, "at most 2x and under 500 ms", met, CLONES, 0),
-        Row("first_pandas", first, "ms", "own import", process, "under 300 ms", first < 300, len(pandas), 0),
-        _memory("idle_memory", idle, name, raw_memory, 50),
-        _memory("used_memory", used, name, raw_memory, 90),
+        Row(f"{prefix}clone", value, "ms", "raw restore + ping", baseline, goal, met, CLONES, 0),
+        Row(
+            f"{prefix}first_pandas",
+            first,
+            "ms",
+            "own import",
+            process,
+            pandas_goal,
+            first < goals.pandas_ms,
+            len(pandas),
+            0,
+        ),
+        _memory(f"{prefix}idle_memory", idle, name, raw_memory, goals.idle_mib),
+        _memory(f"{prefix}used_memory", used, name, raw_memory, goals.used_mib),
     ]
 
 
-def _memory(name: str, values: list[float], baseline_name: str, baseline: list[float], limit: int) -> Row:
+def _memory(name: str, values: list[float], baseline_name: str, baseline: list[float], limit: float) -> Row:
     value = statistics.median(values)
     met = value <= limit
     return Row(
-        name, value, "MiB", baseline_name, statistics.median(baseline), f"at most {limit} MiB", met, len(values), 0
+        name, value, "MiB", baseline_name, statistics.median(baseline), f"at most {limit:g} MiB", met, len(values), 0
     )
