@@ -92,7 +92,8 @@ async def test_forks_have_the_state_but_are_not_alike(site: Site, bundle: Path) 
     await site.hibernate(vm_id, bundle)
     before = digest(bundle)
     forks = await asyncio.gather(*(site.resume(bundle, vm_id) for _ in range(FORKS)))
-    assert_unlike(await asyncio.gather(*(fingerprint(site, fork) for fork in forks)))
+    clock = asyncio.Lock()
+    assert_unlike(await asyncio.gather(*(fingerprint(site, fork, clock) for fork in forks)))
     for fork in forks:
         assert await say(site, fork, "x += 1; print(x)") == b"21\n"
         assert await shell(site, fork, f"cat f; echo {fork} > f; sync; cat f") == f"mine\n{fork}\n".encode()
