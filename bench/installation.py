@@ -87,6 +87,36 @@ async def installation(driver: str, ready_target: int) -> AsyncIterator[Installa
         shutil.rmtree(state, ignore_errors=True)
 
 
+@asynccontextmanager
+async def lone_node(driver: str) -> AsyncIterator[node_pb2_grpc.NodeAgentServiceAsyncStub]:
+    """A node agent that no pool-manager knows: whoever creates a VM there, nobody destroys it as not his."""
+    state = Path(tempfile.mkdtemp(prefix="sandpool-bench-", dir="/tmp"))
+    settings = {
+        "listen": [f"unix:{state}/agent"],
+        "state_dir": f"{state}/node",
+        "cache_dir": str(Path.home() / ".cache" / "sandpool"),
+        "pool_manager": f"unix:{state}/nobody",
+        "driver": driver,
+        "destroy_on_exit": True,
+        "cpu_overcommit": 100,
+    }
+    (state / "toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "node_agent", "--config", str(state / "toml")),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        assert process.stdout is not None
+        await process.stdout.readline()
+        async with rpc.open_channel(f"unix:{state}/agent") as channel:
+            yield node_pb2_grpc.NodeAgentServiceStub(channel)
+    finally:
+        process.terminate()
+        await process.wait()
+        shutil.rmtree(state, ignore_errors=True)
+
+
 async def execute(channel: grpc.aio.Channel, request: pb.ExecuteRequest) -> tuple[float, pb.ExecutionEnded]:
     """Seconds to the end of the stream, and how it ended."""
     begun, ended = time.perf_counter(), None

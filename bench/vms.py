@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.installation import Installation, code, execute
+from bench.installation import Installation, code, execute, lone_node
 from bench.rows import Row, p50
 from node_agent.tunnel.dial import dial
 from node_agent.vmm import MachineSpec, Vmm
@@ -51,10 +51,10 @@ def pss_of(up: Installation, vm_id: str) -> float:
     return pss(int(json.loads((up.vms / vm_id / "process.json").read_text())["pid"]))
 
 
-async def clones(up: Installation, template: node_pb2.Template) -> list[float]:
+async def clones(vmm: Vmm, template: node_pb2.Template) -> list[float]:
     """Seconds of CreateVm: cloned, unique and proven."""
     times = []
-    async with up.node_agent() as stub:
+    async with lone_node(vmm.name) as stub:
         for number in range(CLONES):
             vm_id = f"{number:026d}"
             request = node_pb2.CreateVmRequest(
@@ -116,7 +116,7 @@ async def rows(up: Installation, template: node_pb2.Template, vmm: Vmm, goals: G
     """clone, first_pandas, idle_memory and used_memory."""
     warm = [vm.vm_id for vm in (await up.snapshot()).vms if vm.state == node_pb2.VM_STATE_READY]
     raw, raw_memory = await raw_clones(vmm, *machine_of(template), up.state_dir)
-    own = await clones(up, template)
+    own = await clones(vmm, template)
     idle = [pss_of(up, vm_id) for vm_id in warm]
     pandas, used, alone = await first_pandas(up, warm)
     value, baseline = p50(own), p50(raw)
