@@ -99,6 +99,7 @@ async def lone_node(driver: str) -> AsyncIterator[node_pb2_grpc.NodeAgentService
         "driver": driver,
         "destroy_on_exit": True,
         "cpu_overcommit": 100,
+        "memory_bytes": 1 << 40,  # clones take a fraction of what is lent to them
     }
     (state / "toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
     process = await asyncio.create_subprocess_exec(
