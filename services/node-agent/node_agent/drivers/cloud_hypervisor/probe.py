@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +140,6 @@ async def boot_failure(program: Path, image: Path, seconds: float = BOOT_SECONDS
             console = (console + data)[-65536:]
         return ""
     finally:
-        if process.returncode is None:
+        with suppress(ProcessLookupError):  # it has ended, and is known to have only later
             os.killpg(process.pid, 9)
         await process.communicate()
