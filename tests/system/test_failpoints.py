@@ -29,6 +29,7 @@ WARM = 1
 POOLS = {"lasting": 600.0, "brief": 1.0}
 LINES = 60
 COUNTING = f"import time\nfor n in range({LINES}): print(n, flush=True); time.sleep(0.03)"
+UNTIL_TOLD = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)"
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,10 @@ async def test_what_a_dead_pool_manager_knew_of_deadlines_is_found_out_again(wor
     session = client.session("brief")
     vm_id = await enter(world, session)
     world.arm(Place.SESSION_COMMITTED)
-    busy = asyncio.create_task(insist(lambda: session.run("import time; time.sleep(3)")))  # thrice its cooldown
+    busy = asyncio.create_task(insist(lambda: session.run(UNTIL_TOLD)))
     await asyncio.gather(take(world, client), world.killed(Place.SESSION_COMMITTED))
+    await asyncio.sleep(2 * POOLS["brief"])  # it is busy, however long ago it was acquired
+    await insist(lambda: session.files.write("go", b""))
     assert (await busy).started.vm_id == vm_id
     assert await enter(world, session) == vm_id
     await ended_as_idle(client, session)
