@@ -42,7 +42,8 @@ async def serve(arguments: argparse.Namespace) -> None:
     python = PythonLanguage(launcher, preimport=arguments.preimport or not native)
     execution = ExecutionService(executions, python, launcher)
     files = FileService(Tree(data, user))
-    guest = GuestService(executions, python, NativeIdentity() if cgroups is None else MachineIdentity(cgroups))
+    identity = NativeIdentity() if cgroups is None else MachineIdentity(cgroups)
+    guest = GuestService(executions, execution, python, identity)
     server = AgentServer(
         [
             Service(execution_pb2.DESCRIPTOR.services_by_name["ExecutionService"], execution.methods(), activity),

@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import os
 import select
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -25,16 +24,10 @@ LEAST_ROOM = 4
 MARGIN_BYTES = 16 << 20
 # Killed processes are gone in no time, unless they hang in the kernel: then their group is left to a later round.
 EMPTY_SECONDS = 2.0
+# What is asked for comes in its first lines.
+STAT_BYTES = 512
 # oom_score_adj of user code: killed before anything else, if the whole machine runs out.
 USER_ADJUSTMENT = 500
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Of a group since it was made (peak: since the latest mark)."""
-
-    cpu_seconds: float
-    peak_memory_bytes: int
 
 
 class Cgroups:
@@ -44,7 +37,7 @@ class Cgroups:
         self._root = root
         self._user = root / "user"
         self._numbers = itertools.count(1)
-        self._processes = DEFAULT_PROCESSES
+        self._processes = 0
         self._left: list[Group] = []
 
     def set_up(self) -> None:
@@ -63,8 +56,9 @@ class Cgroups:
 
     def limit_processes(self, most: int) -> None:
         """How many processes and threads user code may have. Groups that exist keep their own part."""
-        self._processes = most
-        (self._user / "pids.max").write_text(str(most))
+        if most != self._processes:
+            (self._user / "pids.max").write_text(str(most))
+            self._processes = most
 
     def make(self, name: str, *, leave_memory: bool) -> "Group":
         """A fresh group. leave_memory: it is limited to what the others do not use now. Raises OSError."""
@@ -101,6 +95,8 @@ class Group:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        # Open, as they are read for every cell.
+        self._cpu = os.open(path / "cpu.stat", os.O_RDONLY | os.O_CLOEXEC)
         self._peak = os.open(path / "memory.peak", os.O_RDWR | os.O_CLOEXEC)
 
     def add(self, pid: int) -> None:
@@ -122,13 +118,16 @@ class Group:
         (self._path / "cgroup.freeze").write_text(str(int(frozen)))
 
     def mark(self) -> None:
-        """The next usage has the peak from here on (kernel 6.12)."""
+        """The next peak counts from here (kernel 6.12)."""
         os.write(self._peak, b"0")
 
-    def usage(self) -> Usage:
-        """What it has used."""
-        cpu = _field((self._path / "cpu.stat").read_text(), "usage_usec")
-        return Usage(cpu / 1e6, int(os.pread(self._peak, 32, 0)))
+    def peak_memory_bytes(self) -> int:
+        """Since it was made, or marked."""
+        return int(os.pread(self._peak, 32, 0))
+
+    def cpu_seconds(self) -> float:
+        """Since it was made."""
+        return _field(os.pread(self._cpu, STAT_BYTES, 0).decode(), "usage_usec") / 1e6
 
     def oom_kills(self) -> int:
         """How many processes have been killed here for want of memory."""
@@ -153,6 +152,7 @@ class Group:
 
     def close(self) -> None:
         """Once."""
+        os.close(self._cpu)
         os.close(self._peak)
 
     def try_remove(self) -> bool:

@@ -199,7 +199,7 @@ class Executions:
 
     def open(self, request: pb.ExecuteRequest) -> tuple[Execution, bool]:
         """The execution of this request and whether it is new. Raises ExecutionIdTaken."""
-        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        digest = hashlib.blake2b(request.SerializeToString(deterministic=True)).digest()
         known = self.by_id.get(request.execution_id)
         if known is not None:
             if known.digest != digest:

@@ -1,7 +1,6 @@
 """sandpool.guest.v1.GuestService: the life of this agent, from template to clone to sealed."""
 
 import asyncio
-import hashlib
 import os
 import time
 from typing import Any, Protocol
@@ -10,13 +9,17 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from grpclib.const import Status
 
 from guest_agent.execution import Executions
+from guest_agent.execution_service import ExecutionService
 from guest_agent.python_language import PythonLanguage
 from guest_agent.rpc import Refused
 from guest_agent.worker_process import WorkerLost
 from sandpool.guest.v1 import guest_pb2 as pb
+from sandpool.v1 import execution_pb2
 
 PROTOCOL_VERSION = 2  # guest.proto says what came with each
 AGENT_VERSION = "0.1.0"
+# As long as those that clones get.
+REHEARSED_NAME = "vm-000000000000"
 
 
 class Identity(Protocol):
@@ -35,8 +38,11 @@ class Identity(Protocol):
 class GuestService:
     """Describe, Quiesce, Prepare, SetClock, Seal, Unseal."""
 
-    def __init__(self, executions: Executions, python: PythonLanguage, identity: Identity) -> None:
+    def __init__(
+        self, executions: Executions, execution: ExecutionService, python: PythonLanguage, identity: Identity
+    ) -> None:
         self._executions = executions
+        self._execute = execution.execute
         self._activity = executions.activity
         self._python = python
         self._identity = identity
@@ -64,10 +70,20 @@ class GuestService:
         )
 
     async def quiesce(self, _request: pb.QuiesceRequest) -> pb.QuiesceResponse:
-        """Get everything going that a clone should find going."""
-        await self._python.seed(os.urandom(32))
+        """Get everything going that a clone should find going, and rehearse: what was run once is mapped and found."""
+        await self._rehearse_execution()
+        request = pb.PrepareRequest(entropy=os.urandom(256), machine_id=os.urandom(16).hex(), hostname=REHEARSED_NAME)
+        request.now.FromNanoseconds(time.time_ns())
+        (await self._become(pb.PrepareRequest.FromString(request.SerializeToString()))).SerializeToString()
         self._identity.settle()
         return pb.QuiesceResponse(protocol_version=PROTOCOL_VERSION, agent_version=AGENT_VERSION)
+
+    async def _rehearse_execution(self) -> None:
+        """Of no code at all: the session that comes begins with cell 1."""
+        request = execution_pb2.ExecuteRequest(code=execution_pb2.Code())
+        async for event in self._execute(execution_pb2.ExecuteRequest.FromString(request.SerializeToString())):
+            event.SerializeToString()
+        self._executions.by_id.clear()
 
     async def prepare(self, request: pb.PrepareRequest) -> pb.PrepareResponse:
         """Become a VM of its own, also after a life as another one or as the same."""
@@ -88,10 +104,10 @@ class GuestService:
             raise Refused(Status.INTERNAL, "PREPARE_FAILED", f"identity: {error.strerror}") from error
         self._executions.background_is_activity = request.background_is_activity
         now = timestamp_pb2.Timestamp()
-        now.GetCurrentTime()
+        now.FromNanoseconds(time.time_ns())
         # A sample is the proof that the worker answers, and that it is not the worker of another clone.
         try:
-            sample = await self._python.seed(hashlib.sha256(request.entropy + os.urandom(32)).digest())
+            sample = await self._python.seed(os.urandom(32))
         except (OSError, WorkerLost) as error:
             raise Refused(Status.INTERNAL, "PREPARE_FAILED", "the Python worker does not answer") from error
         response = pb.PrepareResponse(

@@ -12,36 +12,65 @@ from pathlib import Path
 from google.protobuf import timestamp_pb2
 
 from guest_agent.cgroup import Cgroups
+from guest_agent.prefault import map_files
 from sandpool.guest.v1 import guest_pb2 as pb
 
 # linux/random.h
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 MS_BIND = 4096
+# Where the files are that differ in every clone: in memory, and mounted over those that everybody knows.
+OWN = Path("/run/sandpool")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-FRESH_BOOT_ID = Path("/run/sandpool/boot_id")
 HOSTNAME, MACHINE_ID = Path("/etc/hostname"), Path("/etc/machine-id")
 
 
+class OwnFile:
+    """A file that is written anew in every clone. It is open already, and in no file system that has a disk."""
+
+    def __init__(self, path: Path) -> None:
+        """Mounts it over path. Raises OSError."""
+        place = OWN / path.name
+        OWN.mkdir(mode=0o755, exist_ok=True)
+        self._descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._size = os.fstat(self._descriptor).st_size
+        if not path.exists():
+            path.touch()
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mount(bytes(place), bytes(path), None, MS_BIND, None) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot mount {place} over {path}")
+
+    def write(self, line: str) -> None:
+        """Nothing else is in it afterwards. Raises OSError."""
+        data = f"{line}\n".encode()
+        os.pwrite(self._descriptor, data, 0)
+        if len(data) != self._size:
+            self._size = len(data)
+            os.ftruncate(self._descriptor, self._size)
+
+
 class MachineIdentity:
-    """Of a real VM; needs root."""
+    """Of a real VM; needs root.
+
+    Under emulation a clone translates every piece of code when it first runs it, the kernel's too. So it opens nothing,
+    touches no disk and does only what makes it another machine: the rest is done in the template.
+    """
 
     def __init__(self, cgroups: Cgroups) -> None:
         self._cgroups = cgroups
-        self._placed = False
+        self._random = os.open("/dev/random", os.O_WRONLY | os.O_CLOEXEC)
+        self._files: dict[Path, OwnFile] = {}
 
     def assume(self, request: pb.PrepareRequest) -> None:
         """Entropy first: the boot id comes from it."""
         entropy = request.entropy
-        with Path("/dev/random").open("wb", buffering=0) as device:
-            fcntl.ioctl(device, RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
-            fcntl.ioctl(device, RNDRESEEDCRNG)
+        fcntl.ioctl(self._random, RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
+        fcntl.ioctl(self._random, RNDRESEEDCRNG)
         self.set_clock(request.now)
         socket.sethostname(request.hostname)
-        HOSTNAME.write_text(request.hostname + "\n")
-        MACHINE_ID.write_text(request.machine_id + "\n")
-        if not self._placed:  # not from a template
-            self._place_boot_id()
-        FRESH_BOOT_ID.write_text(_uuid(bytearray(os.urandom(16))) + "\n")
+        self._place_files()
+        self._files[HOSTNAME].write(request.hostname)
+        self._files[MACHINE_ID].write(request.machine_id)
+        self._files[BOOT_ID].write(_uuid(bytearray(os.urandom(16))))
         if request.max_processes:
             self._cgroups.limit_processes(request.max_processes)
 
@@ -49,24 +78,15 @@ class MachineIdentity:
         """Of the wall; timeouts do not depend on it."""
         time.clock_settime_ns(time.CLOCK_REALTIME, now.ToNanoseconds())
 
-    def _place_boot_id(self) -> None:
-        """The kernel's own is fixed for a boot, and a clone has not booted: a file is mounted over it."""
-        FRESH_BOOT_ID.parent.mkdir(mode=0o755, exist_ok=True)
-        FRESH_BOOT_ID.touch(mode=0o644)
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.mount(bytes(FRESH_BOOT_ID), bytes(BOOT_ID), None, MS_BIND, None) != 0:
-            raise OSError(ctypes.get_errno(), "cannot mount a fresh boot_id")
-        self._placed = True
+    def _place_files(self) -> None:
+        """The kernel's own boot id is fixed for a boot, and a clone has not booted: so it has a file, too."""
+        for path in (HOSTNAME, MACHINE_ID, BOOT_ID):
+            if path not in self._files:
+                self._files[path] = OwnFile(path)
 
     def settle(self) -> None:
-        """Do in the template what every clone would have to do, and leave little that a clone would copy.
-
-        The files of assume() get their places (a first write copies them up, a mount costs 30 ms emulated), dirty pages
-        are written, and the collector will not visit what is there now.
-        """
-        for path in (HOSTNAME, MACHINE_ID):
-            path.write_text("\n")
-        self._place_boot_id()
+        """Leave little that a clone would copy: the collector will not visit what is there now."""
+        map_files()
         gc.collect()
         gc.freeze()
         os.sync()

@@ -93,21 +93,22 @@ class Program:
         """What it uses counts from here; natively from its start."""
         if self._group is not None:
             self._group.mark()
-            self._cpu_before = self._group.usage().cpu_seconds
+            self._cpu_before = self._group.cpu_seconds()
 
     def peak_memory_bytes(self) -> int | None:
         """Since the latest mark; None where only the program itself could tell."""
-        return None if self._group is None else self._group.usage().peak_memory_bytes
+        return None if self._group is None else self._group.peak_memory_bytes()
 
     async def end(self) -> ProgramEnd:
         """Kill what the leader has left behind, reap it, and account."""
         if self._group is None or self._cgroups is None:
             self.kill()
             return self._reap()
-        usage, kills = self._group.usage(), self._group.oom_kills()
+        cpu, peak = self._group.cpu_seconds() - self._cpu_before, self._group.peak_memory_bytes()
+        kills = self._group.oom_kills()
         await self._cgroups.end(self._group)
         status = self._reap().status
-        return ProgramEnd(status, usage.cpu_seconds - self._cpu_before, usage.peak_memory_bytes, kills > 0)
+        return ProgramEnd(status, cpu, peak, kills > 0)
 
     def _reap(self) -> ProgramEnd:
         _, status, used = os.wait4(self._popen.pid, 0)

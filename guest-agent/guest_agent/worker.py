@@ -13,6 +13,7 @@ import os
 import random
 import resource
 import signal
+import struct
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
+from guest_agent.prefault import map_files
 from guest_agent.worker_pipe import SEED_SIGNAL, WorkerPipe
 
 # Imported before the template is frozen, so that they cost a session nothing. What is not installed is passed over.
@@ -34,12 +36,21 @@ POPULAR = (
 BASE64 = ("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf")
 
 
+MT19937_WORDS = 624
+# What many a session begins with.
+REHEARSAL = """
+import matplotlib.pyplot as plt, pandas as pd
+plt.plot([1, 2])
+pd.DataFrame({"a": [1.0], "b": ["x"]}).describe()
+"""
+
+
 class Worker:
     """The shell and what it is doing."""
 
     def __init__(self, pipe: WorkerPipe) -> None:
         self.pipe = pipe
-        self.running = False
+        self.running = self.rehearsing = False
         self.results = 0
         self.failure: tuple[str, str, str] | None = None
         self.pid = os.getpid()
@@ -77,11 +88,20 @@ class Worker:
                 raw = json.dumps(value, default=str).encode()
             header = {"id": self.results, "mime": str(mime_type)[:256], "value": is_value, "size": len(raw)}
             # A thread that outlives its cell has nobody to show anything to.
-            self.pipe.send("R", json.dumps(header).encode(), raw, only_if=lambda: self.running)
+            self.pipe.send("R", json.dumps(header).encode(), raw, only_if=lambda: self.running and not self.rehearsing)
 
     def show_traceback(self, kind: type[BaseException], value: BaseException, lines: list[str]) -> None:
         """Keep the exception for the end frame instead of printing it."""
         self.failure = (_name(kind), _say(value), "\n".join(lines))
+
+    def rehearse(self, source: str) -> None:
+        """Run a cell that nobody sees and that leaves nothing: libraries import more when they are used."""
+        known = set(self.shell.user_ns)
+        self.rehearsing = True
+        self.run(source, {}, None, b"")
+        self.rehearsing = False
+        for name in set(self.shell.user_ns) - known:
+            del self.shell.user_ns[name]
 
     def run(self, source: str, env: dict[str, str], cwd: str | None, stdin: bytes) -> dict[str, Any]:
         """Run one cell. Returns the end frame's content."""
@@ -94,7 +114,7 @@ class Worker:
         try:
             with self._directory(cwd), _environment(env):
                 self.running = True
-                outcome = self.shell.run_cell(source, store_history=True)
+                outcome = self.shell.run_cell(source, store_history=not self.rehearsing)
                 self._show_figures()
                 self.running = False
             error = outcome.error_before_exec or outcome.error_in_exec
@@ -178,10 +198,10 @@ class Worker:
         Those that user code has made for itself are its variables, and stay as they are.
         """
         random.seed(seed)
-        for name in ("numpy.random", "sympy.core.random"):
-            reseed = getattr(sys.modules.get(name), "seed", None)  # none while a cell imports it
-            if reseed is not None:
-                reseed(list(seed[:32]) if name == "numpy.random" else seed)
+        for reseed in (_seed_numpy, _seed_sympy):
+            # A cell is importing it just now, or has put a generator there that is a variable of its own.
+            with contextlib.suppress(Exception):
+                reseed(seed)
         if "uuid" in sys.modules:
             sys.modules["uuid"].__dict__["_last_timestamp"] = None
         return random.randbytes(32)
@@ -239,6 +259,19 @@ def _environment(env: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _seed_numpy(_seed: bytes) -> None:
+    """A state and no seed: numpy makes an array of a seed, and a fresh clone would translate a lot of code for that."""
+    if "numpy.random" in sys.modules:
+        key = struct.unpack(f"{MT19937_WORDS}I", os.urandom(4 * MT19937_WORDS))
+        state = {"bit_generator": "MT19937", "state": {"key": key, "pos": MT19937_WORDS}}
+        sys.modules["numpy.random"].set_state(state)
+
+
+def _seed_sympy(seed: bytes) -> None:
+    if "sympy.core.random" in sys.modules:
+        sys.modules["sympy.core.random"].seed(seed)
+
+
 def _is_same(descriptor: int, other: int) -> bool:
     """Whether both are one open pipe or device."""
     try:
@@ -283,11 +316,10 @@ def preimport(worker: Worker) -> None:
             __import__(name)
         except ImportError:
             continue
-    pandas = sys.modules.get("pandas")
-    if pandas is not None:
-        pandas.DataFrame({"a": [1.0], "b": ["x"]}).describe()._repr_html_()
+    worker.rehearse(REHEARSAL)
     # The first traceback takes a while, emulated as long as an interrupted cell is given.
-    worker.shell.run_cell("raise KeyboardInterrupt", store_history=False)
+    worker.rehearse("raise KeyboardInterrupt")
+    map_files()
 
 
 def main() -> None:

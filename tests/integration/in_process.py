@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from pool_manager import happened
 from pool_manager.__main__ import compose
 from pool_manager.acquire import Acquirer, Binding
 from pool_manager.clock import Clock
 from pool_manager.fleet import Fleet
 from pool_manager.model import Pool
+from pool_manager.permissions import Permissions
 from pool_manager.pool_spec import complete
 from pool_manager.sqlite_store import SqliteStore
 from pool_manager.store import NodeRow, PoolRow
@@ -71,7 +74,8 @@ class Place:
 
         store = SqliteStore(self.work / "store.db")
         offset = await store.clock_offset(BOOT, wall() - boot.boot_seconds())
-        fleet, acquirer, expiry = compose(store, Clock(offset, boot.boot_seconds, wall))
+        permissions = Permissions(Ed25519PrivateKey.generate())
+        fleet, acquirer, expiry = compose(store, Clock(offset, boot.boot_seconds, wall), permissions)
         fleet.begin(await store.load())
         fleet.own(expiry.run())
         await fleet.register(NodeRow("memory", f"unix:{self.work}/node", "127.0.0.1:1", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -104,7 +105,7 @@ async def _rpc(method: str, calls: MethodMetrics, context: grpc.aio.ServicerCont
     record = telemetry.begin()
     code = "CANCELLED"  # what it was if nothing below says otherwise
     parent = telemetry.incoming(context.invocation_metadata() or ())
-    span = trace.get_tracer("sandpool").start_span(method[1:], parent, kind=trace.SpanKind.SERVER)
+    span = telemetry.tracer.start_span(method[1:], parent, kind=trace.SpanKind.SERVER)
     # Never detached: the rpc has its task to itself, and a stream whose client is gone is closed by another one.
     attach(trace.set_span_in_context(span))
     calls.begin()
@@ -128,10 +129,17 @@ async def _rpc(method: str, calls: MethodMetrics, context: grpc.aio.ServicerCont
     finally:
         seconds = time.perf_counter() - begun
         calls.end(code, seconds)
-        with trace.use_span(span, end_on_exit=True):
-            _write_line(method, code, begun, seconds, record)
-            if code not in ("OK", "CANCELLED"):
-                span.set_status(trace.StatusCode.ERROR, code)
+        if code not in ("OK", "CANCELLED"):
+            span.set_status(trace.StatusCode.ERROR, code)
+        # In the loop's next turn: the answer leaves in this one, and nobody waits for a line of the log.
+        asyncio.get_running_loop().call_soon(_finish, span, method, code, begun, seconds, record)
+
+
+def _finish(
+    span: trace.Span, method: str, code: str, begun: float, seconds: float, record: telemetry.RpcRecord
+) -> None:
+    with trace.use_span(span, end_on_exit=True):
+        _write_line(method, code, begun, seconds, record)
 
 
 def _write_line(method: str, code: str, begun: float, seconds: float, record: telemetry.RpcRecord) -> None:

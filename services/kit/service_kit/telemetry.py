@@ -23,6 +23,8 @@ class RpcRecord:
     entered: float = field(default_factory=time.perf_counter)
 
 
+# Finds its provider when that is configured.
+tracer = trace.get_tracer("sandpool")
 _current: contextvars.ContextVar[RpcRecord | None] = contextvars.ContextVar("rpc", default=None)
 
 
@@ -49,7 +51,7 @@ def stage(name: str) -> Iterator[None]:
     record = _current.get()
     begun = time.perf_counter()
     try:
-        with trace.get_tracer("sandpool").start_as_current_span(name):
+        with tracer.start_as_current_span(name):
             yield
     finally:
         if record is not None:
@@ -74,7 +76,7 @@ def add_span(name: str, seconds: float, parent: trace.Span) -> None:
     """A span that ends now and was measured elsewhere: in a guest, which exports nothing itself."""
     end = time.time_ns()
     context = trace.set_span_in_context(parent)
-    span = trace.get_tracer("sandpool").start_span(name, context, start_time=end - int(seconds * 1e9))
+    span = tracer.start_span(name, context, start_time=end - int(seconds * 1e9))
     span.end(end)
 
 

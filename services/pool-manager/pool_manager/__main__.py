@@ -19,6 +19,8 @@ from pool_manager.config import Config
 from pool_manager.event_service import EventService
 from pool_manager.expiry import Expiry
 from pool_manager.fleet import Fleet
+from pool_manager.model import Vm
+from pool_manager.permissions import Permissions
 from pool_manager.pool_service import NodeService, PoolService
 from pool_manager.readiness import Readiness
 from pool_manager.refill import Refill
@@ -32,22 +34,27 @@ from service_kit.errors import Unavailable
 from service_kit.metrics import reading
 
 
-def compose(store: Store, clock: Clock) -> tuple[Fleet, Acquirer, Expiry]:
+def compose(store: Store, clock: Clock, permissions: Permissions) -> tuple[Fleet, Acquirer, Expiry]:
     """Everything that decides, before it has read the store."""
     fleet = Fleet(store, clock)
     refill, expiry = Refill(fleet), Expiry(fleet)
-    fleet.on_room, fleet.on_warm, fleet.on_assigned = refill.kick, expiry.warm, expiry.assigned
+
+    def on_warm(vm: Vm) -> None:
+        expiry.warm(vm)
+        permissions.of(vm)
+
+    fleet.on_room, fleet.on_warm, fleet.on_assigned = refill.kick, on_warm, expiry.assigned
     return fleet, Acquirer(fleet), expiry
 
 
 async def main_async(settings: Config, stopping: asyncio.Event) -> None:
     """Serve until told to stop."""
     store = SqliteStore(settings.store)
-    key = _key(settings.key)
+    permissions = Permissions(_key(settings.key))
     offset = time.time() - boot.boot_seconds()
     with suppress(Unavailable):  # a disk that is full at the first start after a boot, when every deadline is new
         offset = await store.clock_offset(boot.boot_id(), offset)
-    fleet, acquirer, expiry = compose(store, Clock(offset, boot.boot_seconds, time.time))
+    fleet, acquirer, expiry = compose(store, Clock(offset, boot.boot_seconds, time.time), permissions)
     readiness = Readiness(fleet)
     fleet.begin(await store.load())
     fleet.own(expiry.run())
@@ -66,10 +73,10 @@ async def main_async(settings: Config, stopping: asyncio.Event) -> None:
             EventService(store, fleet.clock, stopping), grpc_server
         ),
         "sandpool.pool.v1.AssignmentService": lambda grpc_server: internal.add_AssignmentServiceServicer_to_server(
-            AssignmentService(fleet, acquirer, expiry, key), grpc_server
+            AssignmentService(fleet, acquirer, expiry, permissions), grpc_server
         ),
         "sandpool.pool.v1.NodeRegistryService": lambda grpc_server: internal.add_NodeRegistryServiceServicer_to_server(
-            NodeRegistryService(fleet, key), grpc_server
+            NodeRegistryService(fleet, permissions.public_key), grpc_server
         ),
     }
     try:

@@ -135,8 +135,8 @@ class Acquirer:
                 "QUEUE_FULL", f"{MAX_WAITING} callers wait already", retry_after_seconds=RETRY_AFTER_SECONDS
             )
         key = (pool.row.name, identifier)
-        task = self._fleet.own(self._allocate(pool, identifier))
-        allocation = self._allocations[key] = _Allocation(task)
+        allocation = self._allocations[key] = _Allocation()
+        allocation.task = task = self._fleet.own(self._allocate(pool, identifier, allocation))
         pool.allocating.add(identifier)
 
         def done(_: object) -> None:
@@ -146,7 +146,7 @@ class Acquirer:
         task.add_done_callback(done)
         return allocation
 
-    async def _allocate(self, pool: Pool, identifier: str) -> Binding:
+    async def _allocate(self, pool: Pool, identifier: str, allocation: _Allocation) -> Binding:
         """Until it is done or nobody waits for it any more."""
         waited = False
         while True:
@@ -160,8 +160,9 @@ class Acquirer:
             vm.become(ASSIGNED)  # nobody else takes it while the commit is under way
             pool.allocating.discard(identifier)
             pool.beginning += 1
-            # A task of its own: a commit is never given up half-way, and a session without a user expires.
-            binding = await asyncio.shield(self._fleet.own(self._assign(pool, vm, identifier)))
+            allocation.committing = True
+            binding = await self._assign(pool, vm, identifier)
+            allocation.committing = False
             if binding is not None:
                 return replace(binding, waited=waited)
             pool.allocating.add(identifier)
@@ -213,24 +214,29 @@ class Acquirer:
 
 
 class _Allocation:
-    """One allocation and how many callers wait for it: without any it is given up."""
+    """One allocation and how many callers wait for it: without any it is given up.
 
-    def __init__(self, task: asyncio.Task[Binding]) -> None:
-        self._task = task
+    A commit is never given up half-way: a session without a user expires.
+    """
+
+    task: asyncio.Task[Binding]
+
+    def __init__(self) -> None:
+        self.committing = False
         self._callers = 0
 
     async def wait(self, deadline: float) -> Binding | None:
         """The binding; None when the time is over or the allocation was given up. Raises what it raised."""
         self._callers += 1
         try:
-            await asyncio.wait([self._task], timeout=max(0.0, deadline - time.monotonic()))
+            await asyncio.wait([self.task], timeout=max(0.0, deadline - time.monotonic()))
         finally:
             self._callers -= 1
-            if not self._callers and not self._task.done():
-                self._task.cancel()
-        if not self._task.done() or self._task.cancelled():
+            if not self._callers and not self.committing and not self.task.done():
+                self.task.cancel()
+        if not self.task.done() or self.task.cancelled():
             return None
-        return self._task.result()
+        return self.task.result()
 
 
 def _outcome(binding: Binding) -> str:

@@ -44,6 +44,8 @@ class Vm:
     doomed: bool = False
     # A task of this process waits for its CreateVm.
     creating: bool = False
+    # Kept by Permissions: a token, and when it expires.
+    permission: tuple[str, float] | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf import duration_pb2
 
 from pool_manager import convert
@@ -14,15 +12,15 @@ from pool_manager.expiry import Expiry
 from pool_manager.fleet import Fleet
 from pool_manager.model import ASSIGNED
 from pool_manager.paging import page
+from pool_manager.permissions import Permissions
 from pool_manager.store import NodeRow
 from sandpool.pool.v1 import pool_pb2, pool_pb2_grpc
 from sandpool.v1 import session_pb2 as pb
 from sandpool.v1 import session_pb2_grpc
-from service_kit import capability, telemetry
+from service_kit import telemetry
 from service_kit.errors import InvalidArgument, NotFound, Unavailable
 
 Context = Any
-CAPABILITY_SECONDS = 3600.0
 # Longer than any session lives: never idle for so long, but a guest that is gone or silent is found out.
 FOR_EVER_SECONDS = 366 * 86_400.0
 
@@ -71,29 +69,28 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
 class AssignmentService(pool_pb2_grpc.AssignmentServiceServicer):
     """For schedulers."""
 
-    def __init__(self, fleet: Fleet, acquirer: Acquirer, expiry: Expiry, key: Ed25519PrivateKey) -> None:
-        self._fleet, self._acquirer, self._expiry, self._key = fleet, acquirer, expiry, key
+    def __init__(self, fleet: Fleet, acquirer: Acquirer, expiry: Expiry, permissions: Permissions) -> None:
+        self._fleet, self._acquirer, self._expiry, self._permissions = fleet, acquirer, expiry, permissions
 
     async def Acquire(self, request: pool_pb2.AcquireRequest, context: Context) -> pool_pb2.AcquireResponse:  # noqa: N802
         """Which VM, and the permission to reach it."""
         with telemetry.stage("acquire"):
             binding = await self._acquirer.acquire(request.session, context.time_remaining())
         telemetry.annotate(pool=request.session.pool, vm_id=binding.session.vm_id, created=binding.created)
-        clock = self._fleet.clock
-        with telemetry.stage("sign"):
-            return pool_pb2.AcquireResponse(binding=convert.binding(binding, clock), route=self._route(binding))
+        with telemetry.stage("route"):
+            bound = convert.binding(binding, self._fleet.clock)
+            return pool_pb2.AcquireResponse(binding=bound, route=self._route(binding))
 
     def _route(self, binding: Binding) -> pool_pb2.Route:
-        vm_id = binding.session.vm_id
         link = self._fleet.links.get(binding.vm.row.node_id)
         if link is None:
             raise Unavailable("NODE_UNREACHABLE", "the session's node is not known")
-        token = capability.sign(self._key, vm_id, time.time() + CAPABILITY_SECONDS)
+        permission = self._permissions.of(binding.vm)
         return pool_pb2.Route(
-            vm_id=vm_id,
+            vm_id=binding.session.vm_id,
             tunnel_address=link.row.tunnel_address,
-            capability=token,
-            valid_for=duration_pb2.Duration(seconds=int(CAPABILITY_SECONDS)),
+            capability=permission.token,
+            valid_for=duration_pb2.Duration(seconds=int(permission.seconds)),
         )
 
     async def ReportVm(self, request: pool_pb2.ReportVmRequest, context: Context) -> pool_pb2.ReportVmResponse:  # noqa: N802
@@ -117,9 +114,8 @@ class AssignmentService(pool_pb2_grpc.AssignmentServiceServicer):
 class NodeRegistryService(pool_pb2_grpc.NodeRegistryServiceServicer):
     """For node agents."""
 
-    def __init__(self, fleet: Fleet, key: Ed25519PrivateKey) -> None:
-        self._fleet = fleet
-        self._public_key = key.public_key().public_bytes_raw()
+    def __init__(self, fleet: Fleet, public_key: bytes) -> None:
+        self._fleet, self._public_key = fleet, public_key
 
     async def Register(self, request: pool_pb2.RegisterRequest, context: Context) -> pool_pb2.RegisterResponse:  # noqa: N802
         """Make the node known."""

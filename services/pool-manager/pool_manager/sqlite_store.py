@@ -92,12 +92,13 @@ class SqliteStore:
                 return
             begun, before = time.perf_counter(), self._connection.total_changes
             outcomes, why = self._commit(group)
-            metrics.count_commit(time.perf_counter() - begun, len(group), not why)
+            seconds = time.perf_counter() - begun
             if self._writable is not (not why):
                 self._writable, self._why = not why, why
                 self._loop.call_soon_threadsafe(self._tell, not why, why)
             changes = self._connection.total_changes - before
             self._loop.call_soon_threadsafe(self._settle, outcomes, changes > 0)
+            metrics.count_commit(seconds, len(group), not why)
             self._pruner.after_commit(changes)
 
     def _next_group(self) -> "list[_Job] | None":

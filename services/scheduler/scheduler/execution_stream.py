@@ -31,7 +31,7 @@ async def events(
     first event the stream goes on by Attach. issued: the id is ours, so the client cannot have begun it before.
     """
     telemetry.annotate(execution_id=check.execution_id)
-    span = trace.get_tracer("sandpool").start_span("guest")
+    span = telemetry.tracer.start_span("guest")
     telemetry.add_first_stage("check")
     try:
         with call, StreamClock() as clock:

@@ -8,14 +8,12 @@ import json
 from copy import deepcopy
 from typing import Any
 
+from node_agent.drivers import kernel
 from node_agent.vmm import MachineSpec
 
 Config = dict[str, Any]
 
-CMDLINE = (
-    "quiet loglevel=4 panic=-1 reboot=t tsc=reliable no_timer_check clocksource=kvm-clock random.trust_cpu=on "
-    "cryptomgr.notests i8042.noaux i8042.nokbd 8250.nr_uarts=1 console=ttyS0"
-)
+CMDLINE = f"{kernel.CMDLINE} reboot=t clocksource=kvm-clock i8042.noaux i8042.nokbd 8250.nr_uarts=1 console=ttyS0"
 # The address of every guest: with hybrid vsock it means something only inside its VMM.
 GUEST_CID = 3
 VSOCK, SCRATCH, CONSOLE = "vsock", "scratch", "console"
@@ -34,14 +32,14 @@ def inherited(descriptor: int) -> str:
     return f"/proc/self/fd/{descriptor}"
 
 
-def template(machine: MachineSpec, kernel: str, initramfs: str, root: str, memory: str) -> Config:
+def template(machine: MachineSpec, vmlinux: str, initramfs: str, root: str, memory: str) -> Config:
     """For vm.create: all memory in one file that is shared, as a snapshot then leaves it there."""
     zone = {"id": "ram", "size": machine.memory_bytes, "file": memory, "shared": True}
     return {
         # Names of our own: a snapshot finds the state of a device by its id.
         "cpus": {"boot_vcpus": machine.vcpus, "max_vcpus": machine.vcpus, "nested": False},
         "memory": {"size": 0, "thp": False, "zones": [zone]},
-        "payload": {"kernel": kernel, "initramfs": initramfs, "cmdline": CMDLINE},
+        "payload": {"kernel": vmlinux, "initramfs": initramfs, "cmdline": CMDLINE},
         "pmem": [{"id": "root", "file": root, "discard_writes": True}],
         "disks": [{"id": "scratch", "path": SCRATCH, "image_type": "Raw"}],
         "rng": {"src": "/dev/urandom"},
