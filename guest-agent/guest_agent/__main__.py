@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import ctypes
 import os
 import signal
 import socket
@@ -28,6 +29,8 @@ from sandpool.v1 import execution_pb2, file_pb2
 # The user of user code in the image.
 SANDBOX_USER = 1000
 VSOCK_PORT = 1024
+# malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 async def serve(arguments: argparse.Namespace) -> None:
@@ -84,13 +87,22 @@ async def listen(server: AgentServer, unix: Path | None) -> None:
         await server.start(sock=listener)
 
 
+def keep_blocks() -> None:
+    """Use blocks of the size of a read again: each line of output would map one, shrink and unmap it."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    libc.mallopt(M_TRIM_THRESHOLD, 2 << 20)
+
+
 def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(prog="guest_agent", description=__doc__)
     parser.add_argument("--unix", type=Path, help="path of the socket to serve on")
     parser.add_argument("--data", type=Path, default=Path("/mnt/data"), help="directory of the session's files")
     parser.add_argument("--preimport", action="store_true", help="import the popular libraries at the start")
-    asyncio.run(serve(parser.parse_args()))
+    arguments = parser.parse_args()
+    keep_blocks()
+    asyncio.run(serve(arguments))
 
 
 if __name__ == "__main__":

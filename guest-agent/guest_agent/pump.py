@@ -8,9 +8,6 @@ from collections.abc import Callable
 
 # Both ends do more at a time: with the default of 64 KiB every message is a quarter of what it may be.
 PIPE_BYTES = READ_BYTES = 256 << 10
-# One for all: bytes of that size of their own would be mapped, shrunk and unmapped for every line that is printed.
-_buffer = bytearray(READ_BYTES)
-_view = memoryview(_buffer)
 
 
 class Pump:
@@ -48,7 +45,7 @@ class Pump:
 
     def _take(self) -> bool:
         try:
-            data = bytes(_view[: os.readv(self._descriptor, [_buffer])])
+            data = os.read(self._descriptor, READ_BYTES)
         except BlockingIOError:
             return False
         except OSError:

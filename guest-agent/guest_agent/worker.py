@@ -33,6 +33,7 @@ POPULAR = (
 
 
 # IPython's own display objects say these in base64, as a notebook wants them: here results are bytes.
+PLAIN_TYPES = {bool, int, float, complex, str, bytes}
 BASE64 = ("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf")
 
 
@@ -55,7 +56,7 @@ class Worker:
         self.failure: tuple[str, str, str] | None = None
         self.pid = os.getpid()
         self.home = os.getcwd()  # noqa: PTH109
-        self.spare = {number: os.dup(number) for number in (0, 1, 2)}
+        self.spare = {number: (os.dup(number), os.fstat(number)) for number in (0, 1, 2)}
         self.interrupt = self._interrupt  # one and the same object, to compare with
         self.shell = self._make_shell()
 
@@ -127,8 +128,8 @@ class Worker:
 
     def _restore_streams(self) -> None:
         """A cell may have closed what the next one prints to, or put something else there."""
-        for number, spare in self.spare.items():
-            if not _is_same(number, spare):
+        for number, (spare, status) in self.spare.items():
+            if not _is_same(number, status):
                 os.dup2(spare, number)
         for number, name in ((1, "stdout"), (2, "stderr")):
             if not _is_open(getattr(sys, name, None)):
@@ -184,13 +185,15 @@ class Worker:
         pyplot = sys.modules.get("matplotlib.pyplot")
         if pyplot is None:
             return
+        numbers = pyplot.get_fignums()
         try:
-            for number in pyplot.get_fignums():
+            for number in numbers:
                 picture = io.BytesIO()
                 pyplot.figure(number).savefig(picture, format="png", bbox_inches="tight")
                 self.publish({"image/png": picture.getvalue()})
         finally:
-            pyplot.close("all")
+            if numbers:
+                pyplot.close("all")
 
     def seed(self, seed: bytes) -> bytes:
         """Make every generator of this process its own. Returns a sample.
@@ -236,8 +239,19 @@ class Display:
         self._shell.user_ns["_"] = value
         if self.exec_result is not None:
             self.exec_result.result = value
-        data, _ = self._shell.display_formatter.format(value)
-        self._worker.publish(data, is_value=True)
+        self._worker.publish(self._format(value), is_value=True)
+
+    def _format(self, value: Any) -> dict[str, Any]:
+        """By MIME type. A plain value has no other representation than its text, unless user code has made one."""
+        formatter = self._shell.display_formatter
+        text = formatter.formatters["text/plain"]
+        if type(value) in PLAIN_TYPES:
+            all_of_them = (*formatter.formatters.values(), formatter.ipython_display_formatter)
+            others = [one for one in (*all_of_them, formatter.mimebundle_formatter) if one is not text]
+            if not any(type(value) in one.type_printers for one in others):
+                return {"text/plain": text(value)}
+        data: dict[str, Any] = formatter.format(value)[0]
+        return data
 
     def quiet(self) -> bool:
         """IPython asks; a trailing semicolon is not special here."""
@@ -272,10 +286,10 @@ def _seed_sympy(seed: bytes) -> None:
         sys.modules["sympy.core.random"].seed(seed)
 
 
-def _is_same(descriptor: int, other: int) -> bool:
-    """Whether both are one open pipe or device."""
+def _is_same(descriptor: int, status: os.stat_result) -> bool:
+    """Whether it is that open pipe or device."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.fstat(other))
+        return os.path.samestat(os.fstat(descriptor), status)
     except OSError:
         return False
 

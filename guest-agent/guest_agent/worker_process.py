@@ -21,7 +21,7 @@ MAX_FRAME_BYTES = 1 << 20
 COMPLAINT_BYTES = 4096
 # The worker finds its own code by it, and takes it out of its environment then.
 PATH_VARIABLE = "PYTHONPATH"
-BUFFER_BYTES, REPLY_READ_BYTES = 256 << 10, 64 << 10
+BUFFER_BYTES = 256 << 10
 # A worker whose pipe has ended is ending: for so long its own exit code is waited for.
 EXIT_SECONDS = 1.0
 # The cell may not have begun when SEED_SIGNAL came: it is said again.
@@ -87,8 +87,6 @@ class WorkerProcess:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(replies), os.fdopen(replies_in, "rb")
         )
-        # asyncio makes bytes of its 256 KiB for every read, which the allocator maps and unmaps.
-        setattr(transport, "max_size", REPLY_READ_BYTES)  # noqa: B010
         requests = InputPipe()
         await requests.connect(os.fdopen(requests_out, "wb", buffering=0))
         stdout, stderr = (Pump(descriptor, _ignore, _always) for descriptor in (stdout_in, stderr_in))
@@ -149,6 +147,8 @@ class WorkerProcess:
 
     async def take_late_samples(self) -> None:
         """The cell has ended, so the worker answers now what it was asked. Raises WorkerLost, TimeoutError."""
+        if not self.samples:
+            return
         async with asyncio.timeout(EXIT_SECONDS):
             while self.samples:
                 self.take_sample((await self.receive())[1])
