@@ -36,7 +36,7 @@ async def measure() -> list[Row]:
         qemu = QemuVmm(Path.home() / ".cache" / "sandpool")
         rows += await bursts.rows(up, template, qemu)
         rows += await vms.rows(up, template, qemu, QEMU_GOALS)
-        rows.append(await hibernation.resume(qemu, *vms.machine_of(template), up.state_dir))
+        rows.append(await hibernation.qemu_resume(qemu, *vms.machine_of(template), up.state_dir))
         rows.append(await execute.emulated(up))
     rows.append(await many.concurrency())
     return rows

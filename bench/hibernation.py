@@ -1,4 +1,4 @@
-"""A hibernated VM comes back by mapping its memory; beside it, the way that reads all of it. On QEMU."""
+"""A hibernated VM comes back by mapping its memory; beside it, the way that reads all of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from bench.rows import Row, p50
@@ -13,29 +14,29 @@ from node_agent.drivers.qemu import frozen, migration, process
 from node_agent.drivers.qemu.command import Launch, Role, arguments
 from node_agent.drivers.qemu.driver import QemuVmm
 from node_agent.tunnel.dial import dial
-from node_agent.vmm import GuestAddress, MachineSpec
+from node_agent.vmm import GuestAddress, MachineSpec, Vmm
 
 RUNS = 5
 
 
-async def _answers(address: GuestAddress) -> None:
+async def answers(address: GuestAddress) -> None:
     (await asyncio.to_thread(dial, address)).close()
 
 
-async def by_mapping(vmm: QemuVmm, bundle: Path, machine: MachineSpec, directory: Path) -> float:
+async def by_mapping(vmm: Vmm, bundle: Path, machine: MachineSpec, directory: Path) -> float:
     """Seconds from a bundle to the first answer of its guest."""
     directory.mkdir()
     begun = time.perf_counter()
     vm = await vmm.clone(bundle, machine, directory)
     try:
-        await _answers(vm.address)
+        await answers(vm.address)
         return time.perf_counter() - begun
     finally:
         await vm.destroy()
         shutil.rmtree(directory)
 
 
-async def by_copy(bundle: Path, machine: MachineSpec, directory: Path) -> float:
+async def qemu_by_copy(bundle: Path, machine: MachineSpec, directory: Path) -> float:
     """The same from a bundle whose state has the memory in it."""
     directory.mkdir()
     (directory / "memory").touch()
@@ -53,20 +54,20 @@ async def by_copy(bundle: Path, machine: MachineSpec, directory: Path) -> float:
     try:
         async with migration.control(directory) as qmp:
             await migration.resume(qmp, bundle / "state")
-        await _answers(vm.address)
+        await answers(vm.address)
         return time.perf_counter() - begun
     finally:
         await vm.destroy()
         shutil.rmtree(directory)
 
 
-async def keep_with_memory(vmm: QemuVmm, template: Path, machine: MachineSpec, work: Path) -> Path:
+async def qemu_keep(vmm: QemuVmm, template: Path, machine: MachineSpec, work: Path) -> Path:
     """A clone's memory is private to it, so its state has all of it."""
     home, bundle = work / "h-copied", work / "b-copied"
     for directory in (home, bundle):
         directory.mkdir()
     vm = await vmm.clone(template, machine, home)
-    await _answers(vm.address)
+    await answers(vm.address)
     async with migration.control(home) as qmp:
         await migration.freeze(qmp, bundle / "state")
     await vm.destroy()
@@ -76,18 +77,28 @@ async def keep_with_memory(vmm: QemuVmm, template: Path, machine: MachineSpec, w
     return bundle
 
 
-async def resume(vmm: QemuVmm, template: Path, machine: MachineSpec, work: Path) -> Row:
-    """resume. work is where VMs may be: its path is short."""
+async def resume(
+    name: str,
+    vmm: Vmm,
+    place: tuple[Path, MachineSpec, Path],
+    keep: Callable[[Path, MachineSpec, Path], Awaitable[Path]],
+    by_copy: Callable[[Path, MachineSpec, Path], Awaitable[float]],
+) -> Row:
+    """One row. place: a template, its machine, and where VMs may be (its path is short).
+
+    keep makes a bundle with all of its memory in it, and by_copy takes the seconds from that to the first answer.
+    """
+    template, machine, work = place
     home, mapped = work / "h-mapped", work / "b-mapped"
     for directory in (home, mapped):
         directory.mkdir()
     vm = await vmm.clone(template, machine, home)
-    await _answers(vm.address)
+    await answers(vm.address)
     begun = time.perf_counter()
     await vmm.hibernate(vm, mapped)
     seconds = time.perf_counter() - begun
     allocated = (mapped / "memory").stat().st_blocks * 512 / 2**20
-    copied = await keep_with_memory(vmm, template, machine, work)
+    copied = await keep(template, machine, work)
     own, baseline = [], []
     for number in range(RUNS):
         own.append(await by_mapping(vmm, mapped, machine, work / f"m{number}"))
@@ -96,4 +107,13 @@ async def resume(vmm: QemuVmm, template: Path, machine: MachineSpec, work: Path)
         shutil.rmtree(directory)
     value, other = p50(own), p50(baseline)
     detail = f"hibernated in {seconds:.1f} s, {allocated:.0f} MiB kept"
-    return Row("resume", value, "ms", "by copy", other, "at most 1/3", value <= other / 3, RUNS, 0, detail)
+    return Row(name, value, "ms", "by copy", other, "at most 1/3", value <= other / 3, RUNS, 0, detail)
+
+
+async def qemu_resume(vmm: QemuVmm, template: Path, machine: MachineSpec, work: Path) -> Row:
+    """resume."""
+
+    async def keep(template: Path, machine: MachineSpec, work: Path) -> Path:
+        return await qemu_keep(vmm, template, machine, work)
+
+    return await resume("resume", vmm, (template, machine, work), keep, qemu_by_copy)

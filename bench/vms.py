@@ -69,20 +69,20 @@ async def clones(vmm: Vmm, template: node_pb2.Template) -> list[float]:
 
 
 async def first_pandas(up: Installation, vm_ids: list[str]) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of the first pandas in fresh VMs, MiB afterwards, and seconds of a process that imports it itself."""
+    """Seconds of the first pandas in fresh VMs, MiB of each after all of them, and seconds of a process of its own."""
     times: list[float] = []
-    memory: list[float] = []
     alone: list[float] = []
     for vm_id in vm_ids:
         async with up.tunnel(vm_id, up.tunnel_address) as channel:
             seconds, ended = await execute(channel, code(PANDAS))
             assert ended.exit_code == 0
             times.append(seconds)
-            memory.append(pss_of(up, vm_id))
-            if len(alone) < 2:
-                request = code("")
-                request.command.argv.values.extend(["python3", "-c", PANDAS])
-                alone.append((await execute(channel, request))[0])
+    memory = [pss_of(up, vm_id) for vm_id in vm_ids]  # what they share is shared by all
+    async with up.tunnel(vm_ids[0], up.tunnel_address) as channel:
+        for _ in range(2):
+            request = code("")
+            request.command.argv.values.extend(["python3", "-c", PANDAS])
+            alone.append((await execute(channel, request))[0])
     return times, memory, alone
 
 

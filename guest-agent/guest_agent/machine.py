@@ -12,6 +12,7 @@ from pathlib import Path
 from google.protobuf import timestamp_pb2
 
 from guest_agent.cgroup import Cgroups
+from guest_agent.immortal import immortalize
 from guest_agent.prefault import map_files
 from sandpool.guest.v1 import guest_pb2 as pb
 
@@ -85,10 +86,11 @@ class MachineIdentity:
                 self._files[path] = OwnFile(path)
 
     def settle(self) -> None:
-        """Leave little that a clone would copy: the collector will not visit what is there now."""
-        map_files()
+        """Leave little that a clone would copy: nobody counts or visits what is there now."""
         gc.collect()
+        immortalize()
         gc.freeze()
+        map_files()
         os.sync()
         Path("/proc/sys/vm/drop_caches").write_text("1\n")  # names stay: each clone would look them up again
 

@@ -7,7 +7,6 @@ from unittest.mock import patch
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -113,7 +112,7 @@ def test_a_span_that_was_measured_elsewhere_has_its_length_and_its_parent() -> N
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracer = provider.get_tracer("test")
-    with patch.object(trace, "get_tracer", lambda _name: tracer):
+    with patch.object(telemetry, "tracer", tracer):
         parent = tracer.start_span("guest")
         telemetry.add_span("guest.run", 0.25, parent)
         parent.end()

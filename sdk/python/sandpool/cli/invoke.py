@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -94,6 +95,7 @@ def call(context: click.Context, work: Callable[..., Coroutine[Any, Any, Any]]) 
     from sandpool.aio import AsyncClient
 
     async def run() -> Any:
+        _end_at_interrupt()
         async with AsyncClient(context.obj["address"]) as client:
             return await work(client)
 
@@ -102,6 +104,23 @@ def call(context: click.Context, work: Callable[..., Coroutine[Any, Any, Any]]) 
     except SandpoolError as error:
         click.echo(exits.describe(error, bool(context.obj["json"])), err=True)
         sys.exit(exits.exit_code_of(error))
+
+
+def _end_at_interrupt() -> None:
+    """Cancel this task at the first Ctrl-C; the next one is Python's.
+
+    asyncio.run() does that too, but its handler wakes nobody: a signal that comes just before the loop begins to wait
+    would be heeded at the next event, if there is one.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def interrupt() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        assert task is not None
+        task.cancel()
+
+    with suppress(NotImplementedError):  # not there on Windows
+        loop.add_signal_handler(signal.SIGINT, interrupt)
 
 
 def run_command(command: click.Command) -> None:
