@@ -1,8 +1,8 @@
 """Objects of the template that its clones do not write to.
 
-CPython counts references inside of the objects, so whoever only uses a function or a constant copies its page: more than
-half of what a clone copies in its first cells ends with the bytes that it had. PEP 683 has objects that are not counted
-and never freed, for this very purpose, and offers no way to say which: so we set the count that says it.
+CPython counts references inside of the objects, so whoever only uses a function or a constant copies its page: most of
+what a clone copies in its first cells ends with the bytes that it had. PEP 683 has objects that are not counted and
+never freed, for this very purpose, and offers no way to say which: so we set the count that says it.
 """
 
 import ctypes

@@ -83,14 +83,14 @@ async def gather(stream: AsyncIterator[pb.ExecutionEvent]) -> Outcome:
     return outcome
 
 
-@pytest_asyncio.fixture
-async def agent() -> AsyncIterator[Agent]:
-    """One agent for one test, and nothing left of it."""
+@contextlib.asynccontextmanager
+async def running(*arguments: str) -> AsyncIterator[Agent]:
+    """One agent, and nothing left of it."""
     with tempfile.TemporaryDirectory(prefix="sp-") as directory:
         path = Path(directory)
+        places = ("--unix", str(path / "s"), "--data", str(path / "data"))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "guest_agent", "--unix", str(path / "s"), "--data", str(path / "data")),
-            stdout=asyncio.subprocess.PIPE,
+            *(sys.executable, "-m", "guest_agent", *places, *arguments), stdout=asyncio.subprocess.PIPE
         )
         assert process.stdout is not None
         assert (await process.stdout.readline()).startswith(b"ready guest")
@@ -105,3 +105,10 @@ async def agent() -> AsyncIterator[Agent]:
         with contextlib.suppress(ProcessLookupError):  # a test may have ended it
             process.terminate()
         assert await process.wait() == 0
+
+
+@pytest_asyncio.fixture
+async def agent() -> AsyncIterator[Agent]:
+    """For one test."""
+    async with running() as started:
+        yield started
