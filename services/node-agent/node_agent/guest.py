@@ -27,7 +27,6 @@ BOOT_SECONDS = 600.0
 # A channel dials with the same permission until somebody answers.
 CAPABILITY_SECONDS = 2 * BOOT_SECONDS
 PREPARE_SECONDS = 60.0
-REHEARSALS = 4
 # A guest that does not answer a Seal within this is UNRESPONSIVE.
 SEAL_SECONDS = 10.0
 ENTROPY_BYTES = 256
@@ -83,8 +82,6 @@ class Guests:
     async def quiesce(self, vm_id: str) -> None:
         """Wait for the boot, then get the guest ready to be frozen. Raises GuestFailed."""
         async with self._stub(vm_id) as stub:
-            for _ in range(REHEARSALS):  # as it rehearses itself: clones find its code adapted to calls
-                _parsed(await stub.Describe(pb.DescribeRequest(), wait_for_ready=True, timeout=BOOT_SECONDS))
             _parsed(await stub.Quiesce(pb.QuiesceRequest(), wait_for_ready=True, timeout=BOOT_SECONDS))
 
     async def prepare(self, record: VmRecord, resumes_vm_id: str = "") -> bytes:
