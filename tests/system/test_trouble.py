@@ -274,6 +274,14 @@ async def test_sessions_share_nothing(client: AsyncClient) -> None:
     await other.stop()
 
 
+async def test_what_comes_with_the_template_is_not_counted_and_what_a_session_makes_goes(session: AsyncSession) -> None:
+    source = (
+        "import gc, sys, weakref, pandas\nclass New: pass\nnew = New(); new.itself = new; gone = weakref.ref(new)\n"
+        "before = gone() is None; del new; gc.collect()\nprint(sys.getrefcount(pandas) > 1 << 30, before, gone() is None)"
+    )
+    assert (await session.run(source)).stdout == "True False True\n"
+
+
 async def test_there_is_no_network_and_that_is_said_at_once(session: AsyncSession) -> None:
     result = await session.run("import urllib.request\nurllib.request.urlopen('http://192.0.2.1/', timeout=60)")
     assert result.error is not None and "unreachable" in result.error.value
