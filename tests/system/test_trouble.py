@@ -277,7 +277,8 @@ async def test_sessions_share_nothing(client: AsyncClient) -> None:
 async def test_what_comes_with_the_template_is_not_counted_and_what_a_session_makes_goes(session: AsyncSession) -> None:
     source = (
         "import gc, sys, weakref, pandas\nclass New: pass\nnew = New(); new.itself = new; gone = weakref.ref(new)\n"
-        "before = gone() is None; del new; gc.collect()\nprint(sys.getrefcount(pandas) > 1 << 30, before, gone() is None)"
+        "before = gone() is None; del new; gc.collect()\n"
+        "print(sys.getrefcount(pandas) > 1 << 30, before, gone() is None)"
     )
     assert (await session.run(source)).stdout == "True False True\n"
 
