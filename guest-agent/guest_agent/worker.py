@@ -97,12 +97,12 @@ class Worker:
 
     def rehearse(self, source: str) -> None:
         """Run a cell that nobody sees and that leaves nothing: libraries import more when they are used."""
-        known = set(self.shell.user_ns)
+        known = dict(self.shell.user_ns)
         self.rehearsing = True
         self.run(source, {}, None, b"")
         self.rehearsing = False
-        for name in set(self.shell.user_ns) - known:
-            del self.shell.user_ns[name]
+        self.shell.user_ns.clear()
+        self.shell.user_ns.update(known)
 
     def run(self, source: str, env: dict[str, str], cwd: str | None, stdin: bytes) -> dict[str, Any]:
         """Run one cell. Returns the end frame's content."""

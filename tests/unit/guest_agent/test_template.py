@@ -57,7 +57,7 @@ async def test_rehearsals_leave_nothing_in_the_session() -> None:
         assert not (await agent.executions.List(pb.ListExecutionsRequest())).executions
         described = await agent.guest.Describe(guest_pb2.DescribeRequest())
         assert (described.activity.calls, described.activity.executions) == (0, 0)
-        outcome = await agent.code("print([name for name in globals() if not name.startswith('_')])\nundefined")
-        own = b"['In', 'Out', 'get_ipython', 'exit', 'quit', 'open']\n"
+        outcome = await agent.code("print([name for name in globals() if name[0] != '_'], repr(_))\nundefined")
+        own = b"['In', 'Out', 'get_ipython', 'exit', 'quit', 'open'] ''\n"
         assert (outcome.stdout, outcome.stderr, outcome.results) == (own, b"", {})
         assert outcome.error is not None and "Cell In[1], line 2" in outcome.error.traceback
