@@ -14,28 +14,25 @@ from bench.installation import Installation, code, execute, lone_node
 from bench.rows import Row, p50
 from node_agent.tunnel.dial import dial
 from node_agent.vmm import MachineSpec, Vmm
-from sandpool.node.v1 import node_pb2
+from sandpool.node.v1 import node_pb2, node_pb2_grpc
 
 CLONES = 8
 FOR_EVER_MS = 1e9
 PANDAS = "import pandas as pd\npd.DataFrame({'a': [1, 2]}).describe()"
 
 
-async def raw_clones(vmm: Vmm, template: Path, machine: MachineSpec, work: Path) -> tuple[list[float], list[float]]:
-    """Seconds from nothing to the first answer of the guest, and MiB (PSS) of each, of the driver alone."""
-    times, memory = [], []
-    for number in range(CLONES):
-        directory = work / f"raw{number}"
-        directory.mkdir()
-        begun = time.perf_counter()
-        vm = await vmm.clone(template, machine, directory)
-        dialled = await asyncio.to_thread(dial, vm.address)
-        times.append(time.perf_counter() - begun)
-        dialled.close()
-        memory.append(pss(int(json.loads((directory / "process.json").read_text())["pid"])))
-        await vm.destroy()
-        shutil.rmtree(directory)
-    return times, memory
+async def raw_clone(vmm: Vmm, template: Path, machine: MachineSpec, directory: Path) -> tuple[float, float]:
+    """Seconds from nothing to the first answer of the guest, and MiB (PSS), of the driver alone."""
+    directory.mkdir()
+    begun = time.perf_counter()
+    vm = await vmm.clone(template, machine, directory)
+    dialled = await asyncio.to_thread(dial, vm.address)
+    seconds = time.perf_counter() - begun
+    dialled.close()
+    memory = pss(int(json.loads((directory / "process.json").read_text())["pid"]))
+    await vm.destroy()
+    shutil.rmtree(directory)
+    return seconds, memory
 
 
 def pss(pid: int) -> float:
@@ -51,21 +48,27 @@ def pss_of(up: Installation, vm_id: str) -> float:
     return pss(int(json.loads((up.vms / vm_id / "process.json").read_text())["pid"]))
 
 
-async def clones(vmm: Vmm, template: node_pb2.Template) -> list[float]:
+async def own_clone(stub: node_pb2_grpc.NodeAgentServiceAsyncStub, template: node_pb2.Template, vm_id: str) -> float:
     """Seconds of CreateVm: cloned, unique and proven."""
-    times = []
+    request = node_pb2.CreateVmRequest(vm_id=vm_id, template_id=template.template_id, resources=template.resources)
+    request.max_lifetime.FromSeconds(600)
+    begun = time.perf_counter()
+    await stub.CreateVm(request)
+    seconds = time.perf_counter() - begun
+    await stub.DestroyVm(node_pb2.DestroyVmRequest(vm_id=vm_id))
+    return seconds
+
+
+async def clones(vmm: Vmm, template: node_pb2.Template, work: Path) -> tuple[list[float], list[float], list[float]]:
+    """Seconds of our own, seconds and MiB of the raw ones: in turn, as both drift."""
+    own, raw, memory = [], [], []
     async with lone_node(vmm.name) as stub:
         for number in range(CLONES):
-            vm_id = f"{number:026d}"
-            request = node_pb2.CreateVmRequest(
-                vm_id=vm_id, template_id=template.template_id, resources=template.resources
-            )
-            request.max_lifetime.FromSeconds(600)
-            begun = time.perf_counter()
-            await stub.CreateVm(request)
-            times.append(time.perf_counter() - begun)
-            await stub.DestroyVm(node_pb2.DestroyVmRequest(vm_id=vm_id))
-    return times
+            own.append(await own_clone(stub, template, f"{number:026d}"))
+            seconds, mib = await raw_clone(vmm, *machine_of(template), work / f"raw{number}")
+            raw.append(seconds)
+            memory.append(mib)
+    return own, raw, memory
 
 
 async def first_pandas(up: Installation, vm_ids: list[str]) -> tuple[list[float], list[float], list[float]]:
@@ -115,8 +118,7 @@ class Goals:
 async def rows(up: Installation, template: node_pb2.Template, vmm: Vmm, goals: Goals) -> list[Row]:
     """clone, first_pandas, idle_memory and used_memory."""
     warm = [vm.vm_id for vm in (await up.snapshot()).vms if vm.state == node_pb2.VM_STATE_READY]
-    raw, raw_memory = await raw_clones(vmm, *machine_of(template), up.state_dir)
-    own = await clones(vmm, template)
+    own, raw, raw_memory = await clones(vmm, template, up.state_dir)
     idle = [pss_of(up, vm_id) for vm_id in warm]
     pandas, used, alone = await first_pandas(up, warm)
     value, baseline = p50(own), p50(raw)
