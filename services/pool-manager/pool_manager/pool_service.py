@@ -77,7 +77,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         if pool.row.deleting:
             return pool_pb2.DeletePoolResponse()
         if (in_use := pool.in_use()) and not request.force:
-            raise FailedPrecondition("POOL_IN_USE", f"{len(in_use)} sessions live; use force", field="force")
+            raise FailedPrecondition("POOL_IN_USE", f"it has live sessions ({len(in_use)}); use force", field="force")
         pool.closing = True  # from here on no session begins
         for waiter in pool.waiting:
             if not waiter.done():
