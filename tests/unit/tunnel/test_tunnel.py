@@ -79,3 +79,4 @@ async def test_a_dead_guest_is_unavailable_at_once(tunnel: str, agent: Agent) ->
                 if event.HasField("output"):
                     agent.process.terminate()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await agent.process.wait()  # to be told to end again while it does would kill it
