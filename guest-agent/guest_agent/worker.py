@@ -33,8 +33,8 @@ POPULAR = (
 )  # fmt: skip
 
 
-# IPython's own display objects say these in base64, as a notebook wants them: here results are bytes.
 PLAIN_TYPES = {bool, int, float, complex, str, bytes}
+# IPython's own display objects say these in base64, as a notebook wants them: here results are bytes.
 BASE64 = ("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf")
 
 
@@ -202,8 +202,9 @@ class Worker:
         """
         random.seed(seed)
         for reseed in (_seed_numpy, _seed_sympy):
-            # A cell is importing it just now, or has put a generator there that is a variable of its own.
-            with contextlib.suppress(Exception):
+            # A cell is importing it just now, or has put a generator there that is a variable of its own. Whatever else
+            # goes wrong is told: who cannot be reseeded must not become a clone.
+            with contextlib.suppress(AttributeError, ValueError):
                 reseed(seed)
         if "uuid" in sys.modules:
             sys.modules["uuid"].__dict__["_last_timestamp"] = None
