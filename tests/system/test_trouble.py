@@ -126,16 +126,21 @@ async def test_nothing_of_the_agents_can_be_opened(session: AsyncSession) -> Non
     assert result.stdout == "none\n"
 
 
+# A daemon, and it is a sleep before this ends: Popen returns when the new program has begun.
+LEAVES_A_SLEEP = (
+    """python3 -c "import subprocess as s; n = s.DEVNULL; """
+    """s.Popen(['sleep', '1000'], stdin=n, stdout=n, stderr=n, start_new_session=True)\""""
+)
+
+
 async def test_what_a_command_leaves_is_killed_and_what_a_cell_leaves_stays_until_it_is_killed(
     session: AsyncSession,
 ) -> None:
-    daemon = "setsid setsid sleep 1000 >/dev/null 2>&1 & exit"
-    assert (await session.exec(f"{daemon} 3")).ended.exit_code == 3
+    assert (await session.exec(f"{LEAVES_A_SLEEP}; exit 3")).ended.exit_code == 3
     count = "cat /proc/[0-9]*/comm 2>/dev/null | grep -c sleep"
     assert (await session.exec(count)).stdout == "0\n"
-    await session.run(f"import subprocess; subprocess.run({daemon!r}, shell=True); kept = 1")
-    while (await session.exec(count)).stdout != "1\n":  # noqa: ASYNC110
-        await asyncio.sleep(0.05)  # it becomes a sleep when it gets to it
+    await session.run(f"import subprocess; subprocess.run({LEAVES_A_SLEEP!r}, shell=True, check=True); kept = 1")
+    assert (await session.exec(count)).stdout == "1\n"
     result = await session.run("while True: pass", timeout=1.0)
     assert (result.ended.killed, result.ended.state_lost) == ("TIMEOUT", False)
     assert ((await session.exec(count)).stdout, (await session.run("kept")).value) == ("0\n", "1")

@@ -77,6 +77,31 @@ async def test_generators_of_libraries_are_reseeded_and_those_of_user_code_kept(
     assert shared + b"\n" != AFTER_SEED_1 and mine + b"\n" == AFTER_SEED_1 and node == b"1"
 
 
+LIBRARY = """
+import sys, types
+library = sys.modules["sympy.core.random"] = types.ModuleType("sympy.core.random")
+def seed(value): raise {}
+library.seed = seed
+"""
+
+
+@pytest.mark.parametrize("error", ["AttributeError", "ValueError"])  # half imported; another kind of generator
+async def test_a_generator_that_is_user_codes_own_is_left_alone(agent: Agent, error: str) -> None:
+    await agent.guest.Prepare(request("v"))
+    await agent.code(LIBRARY.format(error))
+    assert len((await agent.guest.Prepare(request("v", was="v"))).worker_samples["python"]) == 32
+
+
+async def test_who_cannot_be_reseeded_does_not_become_a_vm(agent: Agent) -> None:
+    await agent.guest.Prepare(request("v"))
+    await agent.code(LIBRARY.format("RuntimeError"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await agent.guest.Prepare(request("fork", was="v"))
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert dict(caught.value.trailing_metadata() or ())["sandpool-reason"] == "PREPARE_FAILED"
+    assert (await agent.guest.Describe(guest_pb2.DescribeRequest())).vm_id == "v"
+
+
 async def test_a_cell_that_runs_is_reseeded_and_goes_on(agent: Agent) -> None:
     await agent.guest.Prepare(request("v"))
     cell = agent.executions.Execute(pb.ExecuteRequest(code=pb.Code(source=WAITS.format("")), execution_id="cell"))
