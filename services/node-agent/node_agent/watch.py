@@ -29,14 +29,15 @@ class Changes:
         self._sequence += 1
         change = pb.WatchResponse(vm=vm, sequence=self._sequence)
         for queue in self._watchers:
-            with suppress(asyncio.QueueFull):  # that watcher sees it from the length
+            with suppress(asyncio.QueueFull):  # that watcher sees it from the numbers
                 queue.put_nowait(change)
 
     def close(self) -> None:
         """End every stream: the agent stops."""
         for queue in self._watchers:
-            with suppress(asyncio.QueueFull):
-                queue.put_nowait(None)
+            if queue.full():  # that watcher has to begin again anyway
+                queue.get_nowait()
+            queue.put_nowait(None)
 
     async def watch(
         self, snapshot: Callable[[], pb.NodeSnapshot], heartbeat: Callable[[], pb.Heartbeat]
@@ -45,17 +46,21 @@ class Changes:
         queue: asyncio.Queue[pb.WatchResponse | None] = asyncio.Queue(MAX_BEHIND)
         self._watchers.add(queue)
         try:
-            yield pb.WatchResponse(snapshot=snapshot(), sequence=self._sequence)
+            told = self._sequence
+            yield pb.WatchResponse(snapshot=snapshot(), sequence=told)
             while True:
                 try:
                     async with asyncio.timeout(HEARTBEAT_SECONDS):
                         change: pb.WatchResponse | None = await queue.get()
                 except TimeoutError:
+                    if not queue.empty():  # it came just now, and is counted already
+                        continue
                     change = pb.WatchResponse(heartbeat=heartbeat(), sequence=self._sequence)
                 if change is None:
                     return
-                if queue.full():
+                if change.sequence != told + change.HasField("vm"):
                     raise ResourceExhausted("WATCHER_BEHIND", "too many changes at once: watch again")
+                told = change.sequence
                 yield change
         finally:
             self._watchers.discard(queue)

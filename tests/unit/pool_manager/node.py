@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from node_agent.watch import Changes
 from sandpool.node.v1 import node_pb2 as pb
 from sandpool.node.v1 import node_pb2_grpc
 from sandpool.pool.v1 import pool_pb2 as registry
@@ -41,8 +42,7 @@ class Node(node_pb2_grpc.NodeAgentServiceServicer):
     asked: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     begun: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     builds: list[pb.BuildTemplateRequest] = field(default_factory=list)
-    _sequence: int = 0
-    _watchers: list[asyncio.Queue[pb.WatchResponse | None]] = field(default_factory=list)
+    _changes: Changes = field(default_factory=Changes)
     _serving: AsyncExitStack | None = None
 
     # -- what a test does to it ------------------------------------------------------------------------------------
@@ -57,8 +57,7 @@ class Node(node_pb2_grpc.NodeAgentServiceServicer):
     async def stop(self) -> None:
         """Be gone; the VMs live on."""
         if self._serving is not None:
-            for queue in self._watchers:
-                queue.put_nowait(None)
+            self._changes.close()
             await self._serving.aclose()
             self._serving = None
 
@@ -73,43 +72,23 @@ class Node(node_pb2_grpc.NodeAgentServiceServicer):
         """A VM is gone."""
         vm = self.vms.pop(vm_id)
         vm.state, vm.end_reason, vm.detail = pb.VM_STATE_DESTROYED, reason, detail
-        self._publish(vm)
+        self._changes.publish(vm)
 
     def reboot(self) -> None:
         """Every VM is gone with the host; whoever watches has to begin again."""
         self.vms, self.boot_id = {}, self.boot_id + "+"
-        for queue in self._watchers:
-            queue.put_nowait(None)
+        self._changes.close()
 
     # -- the service -----------------------------------------------------------------------------------------------
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
-        queue: asyncio.Queue[pb.WatchResponse | None] = asyncio.Queue()
-        self._watchers.append(queue)
-        try:
-            capacity = node_pb2.NodeCapacity(cpu_millis=HUGE, memory_bytes=self.memory_bytes, disk_bytes=HUGE)
-            node = node_pb2.Node(node_id=self.node_id, driver="memory", capacity=capacity)
-            snapshot = pb.NodeSnapshot(
-                node_id=self.node_id, boot_id=self.boot_id, node=node, vms=list(self.vms.values())
-            )
-            yield pb.WatchResponse(snapshot=snapshot, sequence=self._sequence)
-            while True:
-                try:
-                    async with asyncio.timeout(1):
-                        change = await queue.get()
-                except TimeoutError:
-                    yield pb.WatchResponse(heartbeat=pb.Heartbeat(), sequence=self._sequence)
-                    continue
-                if change is None:
-                    return
-                yield change
-        finally:
-            self._watchers.remove(queue)
+        async for change in self._changes.watch(self._snapshot, pb.Heartbeat):
+            yield change
 
-    def _publish(self, vm: pb.Vm) -> None:
-        self._sequence += 1
-        for queue in self._watchers:
-            queue.put_nowait(pb.WatchResponse(vm=vm, sequence=self._sequence))
+    def _snapshot(self) -> pb.NodeSnapshot:
+        capacity = node_pb2.NodeCapacity(cpu_millis=HUGE, memory_bytes=self.memory_bytes, disk_bytes=HUGE)
+        node = node_pb2.Node(node_id=self.node_id, driver="memory", capacity=capacity)
+        return pb.NodeSnapshot(node_id=self.node_id, boot_id=self.boot_id, node=node, vms=list(self.vms.values()))
 
     async def BuildTemplate(  # noqa: N802
         self, request: pb.BuildTemplateRequest, context: Any
@@ -133,7 +112,7 @@ class Node(node_pb2_grpc.NodeAgentServiceServicer):
             raise self.refuse_create
         vm = pb.Vm(vm_id=request.vm_id, state=pb.VM_STATE_READY, template_id=request.template_id)
         self.vms[vm.vm_id] = vm
-        self._publish(vm)
+        self._changes.publish(vm)
         return pb.CreateVmResponse(vm=vm)
 
     async def DestroyVm(self, request: pb.DestroyVmRequest, context: Any) -> pb.DestroyVmResponse:  # noqa: N802
