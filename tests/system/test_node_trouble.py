@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from sandpool import AsyncClient
+from sandpool import AsyncClient, SessionEnded
+from sandpool.node.v1 import node_pb2, node_pb2_grpc
 from sandpool.v1 import pool_pb2
+from service_kit import rpc
 from service_kit.failpoint import VARIABLE, Place
 
 from .conftest import Installation, processes, start, stop
@@ -105,3 +107,17 @@ async def test_a_full_disk_keeps_no_vm_alive_and_takes_no_new_one(node: Node) ->
             resource.prlimit(agent, resource.RLIMIT_FSIZE, limits)
         await until_warm(client, "pool")
         await other.stop()
+
+
+async def test_a_vm_is_ended_for_a_reason_that_only_a_later_version_knows(node: Node) -> None:
+    address = f"unix:{node.running.state_dir}/run/node-agent.sock"
+    async with AsyncClient(node.running.address) as client, rpc.open_channel(address) as channel:
+        await client.pools.create("pool", pool_pb2.PoolSpec(ready_target=1))
+        session = client.session("pool")
+        vm_id = (await session.run("1")).started.vm_id
+        request = node_pb2.DestroyVmRequest(vm_id=vm_id, reason=99)  # type: ignore[arg-type]
+        assert (await node_pb2_grpc.NodeAgentServiceStub(channel).DestroyVm(request)).destroyed
+        with pytest.raises(SessionEnded) as caught:
+            await session.run("1")
+        assert caught.value.end_reason == "VM_LOST"
+        await until_warm(client, "pool")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from google.protobuf.descriptor import EnumDescriptor
+
 from sandpool.events import Display, Ended, Event, Failure, Gap, Started, Stderr, Stdout
 from sandpool.v1 import execution_pb2 as pb
 from sandpool.v1 import session_pb2
@@ -74,19 +76,25 @@ class Decoder:
             self._parts = {key: parts for key, parts in self._parts.items() if key[0] != gap.result_id}
 
 
+def _name(kind: EnumDescriptor, number: int, prefix: str) -> str:
+    """Without the prefix; the number itself where a service of a later version has one that is not known here."""
+    found = kind.values_by_number.get(number)
+    return found.name.removeprefix(prefix) if found is not None else str(number)
+
+
 def _started(message: pb.ExecutionStarted) -> Started:
     binding = message.session
     previous = ""
     if binding.HasField("previous"):
-        previous = session_pb2.EndReason.Name(binding.previous.end_reason).removeprefix("END_REASON_")
+        previous = _name(session_pb2.EndReason.DESCRIPTOR, binding.previous.end_reason, "END_REASON_")
     return Started(message.execution_id, binding.epoch, binding.vm_id, binding.created, previous)
 
 
 def _gap(gap: pb.OutputGap) -> Gap:
     source = f"result {gap.result_id}"
     if gap.HasField("stream"):
-        source = pb.OutputStream.Name(gap.stream).removeprefix("OUTPUT_STREAM_").lower()
-    return Gap(source, pb.GapReason.Name(gap.reason).removeprefix("GAP_REASON_"), gap.begin, gap.end)
+        source = _name(pb.OutputStream.DESCRIPTOR, gap.stream, "OUTPUT_STREAM_").lower()
+    return Gap(source, _name(pb.GapReason.DESCRIPTOR, gap.reason, "GAP_REASON_"), gap.begin, gap.end)
 
 
 def _ended(ended: pb.ExecutionEnded) -> Ended:
@@ -95,7 +103,7 @@ def _ended(ended: pb.ExecutionEnded) -> Ended:
     return Ended(
         exit_code=ended.exit_code if outcome == "exit_code" else None,
         signal=ended.signal if outcome == "signal" else None,
-        killed=pb.KillReason.Name(ended.killed).removeprefix("KILL_REASON_") if outcome == "killed" else None,
+        killed=_name(pb.KillReason.DESCRIPTOR, ended.killed, "KILL_REASON_") if outcome == "killed" else None,
         cpu_seconds=ended.cpu_seconds,
         peak_memory_bytes=ended.peak_memory_bytes,
         state_lost=ended.state_lost,

@@ -106,8 +106,7 @@ class Agent:
         if vm.ending is not None:  # looked at only now: a creation that fails begins it
             await asyncio.wait([vm.ending])
         if vm.record.state == pb.VM_STATE_DESTROYED:
-            reason = end.EndReason.Name(vm.record.end_reason).removeprefix("END_REASON_")
-            raise Internal(reason, vm.record.detail)
+            raise Internal(_name(vm.record.end_reason), vm.record.detail)
         return vm.record
 
     def _begin(self, record: VmRecord) -> Vm:
@@ -239,7 +238,7 @@ class Agent:
         if len(self._gone) > KEPT_GONE:
             self._gone.popitem(last=False)
         self.changes.publish(vm.record.to_proto())
-        log.info("vm_destroyed", vm_id=vm.record.vm_id, reason=end.EndReason.Name(reason), detail=detail)
+        log.info("vm_destroyed", vm_id=vm.record.vm_id, reason=_name(reason), detail=detail)
 
     async def destroy_all(self) -> None:
         """The end of an embedded installation."""
@@ -273,6 +272,12 @@ class Agent:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task_failed", exc_info=error)
+
+
+def _name(reason: end.EndReason.ValueType) -> str:
+    """Without its prefix; the number of one that a later pool-manager has given."""
+    known = reason in end.EndReason.values()
+    return end.EndReason.Name(reason).removeprefix("END_REASON_") if known else str(int(reason))
 
 
 def _may_go_on(record: VmRecord) -> bool:

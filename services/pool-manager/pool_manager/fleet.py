@@ -318,9 +318,10 @@ class Fleet:
 
 
 def _reason_told(vm: Vm, told: node.Vm) -> Reason:
-    """Why a VM has ended, as its node says."""
-    if told.end_reason != end.END_REASON_UNSPECIFIED:
+    """Why a VM has ended, as its node says: one of a later version may have reasons that are not known here."""
+    known = told.end_reason in end.EndReason.values() and told.end_reason != end.END_REASON_UNSPECIFIED
+    if known:
         vm.end_reason = told.end_reason
     vm.end_detail = told.detail
     vm.ended.set()
-    return told.end_reason or end.END_REASON_VM_LOST
+    return told.end_reason if known else end.END_REASON_VM_LOST

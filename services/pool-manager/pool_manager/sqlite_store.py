@@ -136,9 +136,14 @@ class SqliteStore:
         self._connection.execute("SAVEPOINT job")
         try:
             result: Any = job.work(self._connection)
-        except (Conflict, sqlite3.IntegrityError) as error:
+        except sqlite3.IntegrityError as error:
             self._connection.execute("ROLLBACK TO job")
-            result = error if isinstance(error, Conflict) else Conflict(str(error))
+            result = Conflict(str(error))
+        except sqlite3.Error:
+            raise
+        except Exception as error:  # a Conflict, or a fault of ours, which must not end this thread
+            self._connection.execute("ROLLBACK TO job")
+            result = error
         self._connection.execute("RELEASE job")
         return result
 

@@ -60,6 +60,16 @@ async def test_an_ended_epoch_says_why(control: Control) -> None:
     assert failure(caught).metadata == {"epoch": str(made.binding.epoch), "end_reason": "END_REASON_VM_LOST"}
 
 
+async def test_a_node_of_a_later_version_may_have_other_reasons(control: Control) -> None:
+    await control.create(ready_target=1)
+    made = await control.ensure()
+    control.node.lose(made.session.vm_id, 99, "moved to the moon")  # type: ignore[arg-type]
+    event = await control.happened("SESSION_ENDED", session="alice")
+    assert (event.reason, event.detail) == ("VM_LOST", "moved to the moon")
+    again = (await control.ensure()).binding
+    assert (again.created, again.previous.end_reason) == (True, pb.END_REASON_VM_LOST)
+
+
 @pytest.mark.parametrize(
     ("fields", "kind", "reason", "field"),
     [

@@ -74,6 +74,24 @@ async def test_how_a_session_ended_is_told_to_the_next_for_a_day(tmp_path: Path)
     await store.close()
 
 
+async def test_a_write_that_fails_by_our_fault_takes_nothing_with_it(tmp_path: Path) -> None:
+    """Neither half of itself, nor what shares its transaction, nor the store."""
+    store = SqliteStore(tmp_path / "s.db")
+    await store.add_vm(vm("v1"))
+    await store.add_vm(vm("v2"))
+    async with asyncio.timeout(30):  # a store without its thread answers nobody
+        wrong, right = await asyncio.gather(
+            store.end_vms({"v1": (3, ""), "v2": (99, "")}, 2.0),  # there is no such reason
+            store.add_vm(vm("v3")),
+            return_exceptions=True,
+        )
+    assert isinstance(wrong, ValueError) and right is None
+    assert [row.vm_id for row in (await store.load()).vms] == ["v1", "v2", "v3"]
+    await store.end_vms({"v1": (3, "")}, 2.0)
+    assert [row.vm_id for row in (await store.load()).vms] == ["v2", "v3"]
+    await store.close()
+
+
 async def test_a_killed_process_loses_nothing_that_was_answered(tmp_path: Path) -> None:
     script = (
         "import asyncio, os, sys\nfrom pathlib import Path\n"

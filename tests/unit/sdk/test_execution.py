@@ -25,6 +25,20 @@ async def test_a_result_has_all_of_an_execution(connected: Connected) -> None:
     assert result.execution_id == connected.service.requests[0].execution_id
 
 
+async def test_a_service_of_a_later_version_may_have_other_reasons(connected: Connected) -> None:
+    script = connected.service.script
+    script[0].started.session.previous.end_reason = 77  # type: ignore[assignment]
+    script[-1].ended.killed = 88  # type: ignore[assignment]
+    lost = pb.OutputGap(stream=3, reason=99, begin=0, end=1)  # type: ignore[arg-type]
+    script.insert(1, pb.ExecutionEvent(gap=lost))
+    session = connected.client.session()
+    seen = [event async for event in session.stream("x")]
+    ended = seen[-1]
+    assert isinstance(seen[0], Started) and seen[0].previous_end_reason == "77"
+    assert seen[1] == Gap("3", "99", 0, 1)
+    assert isinstance(ended, Ended) and (ended.exit_code, ended.killed) == (None, "88")
+
+
 async def test_sinks_get_the_bytes(connected: Connected) -> None:
     out, err = [], []
     await connected.client.session().run("x", on_stdout=out.append, on_stderr=err.append)
