@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from google.protobuf.descriptor import EnumDescriptor
-
+from sandpool.enum_names import short_name
 from sandpool.events import Display, Ended, Event, Failure, Gap, Started, Stderr, Stdout
 from sandpool.v1 import execution_pb2 as pb
 from sandpool.v1 import session_pb2
@@ -76,25 +75,19 @@ class Decoder:
             self._parts = {key: parts for key, parts in self._parts.items() if key[0] != gap.result_id}
 
 
-def _name(kind: EnumDescriptor, number: int, prefix: str) -> str:
-    """Without the prefix; the number itself where a service of a later version has one that is not known here."""
-    found = kind.values_by_number.get(number)
-    return found.name.removeprefix(prefix) if found is not None else str(number)
-
-
 def _started(message: pb.ExecutionStarted) -> Started:
     binding = message.session
     previous = ""
     if binding.HasField("previous"):
-        previous = _name(session_pb2.EndReason.DESCRIPTOR, binding.previous.end_reason, "END_REASON_")
+        previous = short_name(session_pb2.EndReason.DESCRIPTOR, binding.previous.end_reason)
     return Started(message.execution_id, binding.epoch, binding.vm_id, binding.created, previous)
 
 
 def _gap(gap: pb.OutputGap) -> Gap:
     source = f"result {gap.result_id}"
     if gap.HasField("stream"):
-        source = _name(pb.OutputStream.DESCRIPTOR, gap.stream, "OUTPUT_STREAM_").lower()
-    return Gap(source, _name(pb.GapReason.DESCRIPTOR, gap.reason, "GAP_REASON_"), gap.begin, gap.end)
+        source = short_name(pb.OutputStream.DESCRIPTOR, gap.stream).lower()
+    return Gap(source, short_name(pb.GapReason.DESCRIPTOR, gap.reason), gap.begin, gap.end)
 
 
 def _ended(ended: pb.ExecutionEnded) -> Ended:
@@ -103,7 +96,7 @@ def _ended(ended: pb.ExecutionEnded) -> Ended:
     return Ended(
         exit_code=ended.exit_code if outcome == "exit_code" else None,
         signal=ended.signal if outcome == "signal" else None,
-        killed=_name(pb.KillReason.DESCRIPTOR, ended.killed, "KILL_REASON_") if outcome == "killed" else None,
+        killed=short_name(pb.KillReason.DESCRIPTOR, ended.killed) if outcome == "killed" else None,
         cpu_seconds=ended.cpu_seconds,
         peak_memory_bytes=ended.peak_memory_bytes,
         state_lost=ended.state_lost,

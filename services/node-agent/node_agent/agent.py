@@ -23,7 +23,7 @@ from node_agent.watch import Changes
 from sandpool.guest.v1.guest_pb2 import SealResponse
 from sandpool.node.v1 import node_pb2 as pb
 from sandpool.v1 import session_pb2 as end
-from service_kit import boot, failpoint, telemetry
+from service_kit import boot, enums, failpoint, telemetry
 from service_kit.errors import AlreadyExists, FailedPrecondition, Internal, NotFound, ResourceExhausted, Unavailable
 
 log = structlog.get_logger("agent")
@@ -275,9 +275,7 @@ class Agent:
 
 
 def _name(reason: end.EndReason.ValueType) -> str:
-    """Without its prefix; the number of one that a later pool-manager has given."""
-    known = reason in end.EndReason.values()
-    return end.EndReason.Name(reason).removeprefix("END_REASON_") if known else str(int(reason))
+    return enums.name(end.EndReason.DESCRIPTOR, reason).removeprefix("END_REASON_")
 
 
 def _may_go_on(record: VmRecord) -> bool:

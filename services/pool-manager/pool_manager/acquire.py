@@ -12,7 +12,7 @@ from pool_manager.model import ASSIGNED, MAX_WAITING, SEALED, WARM, Pool, Vm
 from pool_manager.pool_spec import check_identifier, check_name
 from pool_manager.store import KEEP_ENDED_SECONDS, Conflict, EndedRow, SessionRow
 from sandpool.v1 import session_pb2
-from service_kit import failpoint
+from service_kit import enums, failpoint
 from service_kit.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -77,7 +77,7 @@ class Acquirer:
         ended = await self._fleet.store.ended(ref.pool, ref.identifier, self._fleet.clock.now() - KEEP_ENDED_SECONDS)
         metadata = {"epoch": str(ref.expected_epoch)}
         if ended is not None and ended.epoch == ref.expected_epoch:
-            metadata["end_reason"] = session_pb2.EndReason.Name(ended.reason)  # type: ignore[arg-type]
+            metadata["end_reason"] = enums.name(session_pb2.EndReason.DESCRIPTOR, ended.reason)
         raise FailedPrecondition(
             "SESSION_ENDED", "the session of that epoch has ended", field="session.expected_epoch", metadata=metadata
         )

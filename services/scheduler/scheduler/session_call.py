@@ -18,7 +18,7 @@ from sandpool.v1 import session_pb2
 from scheduler import guest_errors, metrics
 from scheduler.guest_check import GuestProtocolError
 from scheduler.routes import Acquired, Route, Routes
-from service_kit import telemetry
+from service_kit import enums, telemetry
 from service_kit.errors import Aborted, DeadlineExceeded, FailedPrecondition, NotFound, SandpoolError, Unavailable
 
 log = structlog.get_logger("session_call")
@@ -194,7 +194,7 @@ class SessionCall:
             raise lost(reason)
         self._sent = 0
         if self._expected is not None:
-            raise _ended(self._expected, session_pb2.EndReason.Name(reason))
+            raise _ended(self._expected, enums.name(session_pb2.EndReason.DESCRIPTOR, reason))
 
     def _came_too_late(self, reason: session_pb2.EndReason.ValueType) -> bool:
         """Whether the guest cannot have taken the call: had it, its session would not have ended as idle yet."""
@@ -219,7 +219,7 @@ class SessionCall:
 
 def lost(reason: session_pb2.EndReason.ValueType) -> Aborted:
     """The session ended during a call that may have run."""
-    return _lost_as(session_pb2.EndReason.Name(reason))
+    return _lost_as(enums.name(session_pb2.EndReason.DESCRIPTOR, reason))
 
 
 def _lost_as(reason: str | None) -> Aborted:

@@ -104,22 +104,29 @@ async def test_the_unary_calls_of_an_execution(world: World) -> None:
     assert "sandpool-reason" not in dict(caught.value.trailing_metadata() or ())
 
 
-async def test_a_guest_killed_in_mid_stream_is_a_lost_session(world: World) -> None:
+@pytest.mark.parametrize(
+    ("reason", "name"),
+    [(EndReason.END_REASON_VM_LOST, "END_REASON_VM_LOST"), (99, "99")],
+    ids=["known", "of a later pool-manager"],
+)
+async def test_a_guest_killed_in_mid_stream_is_a_lost_session(
+    world: World, reason: EndReason.ValueType, name: str
+) -> None:
     guest = await world.add_guest("vm1")
     call = world.executions.Execute(world.shell("echo on; sleep 60"))
     await first_output(call)
-    world.fleet.end(world.fleet.of("vm1"), EndReason.END_REASON_VM_LOST)
+    world.fleet.end(world.fleet.of("vm1"), reason)
     assert guest.process is not None
     guest.process.terminate()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await gather(call)
     error = failure(caught)
     assert error.code is grpc.StatusCode.ABORTED and error.reason == "SESSION_LOST"
-    assert error.metadata == {"end_reason": "END_REASON_VM_LOST"}
+    assert error.metadata == {"end_reason": name}
     await world.add_guest("vm2")
     events = [event async for event in world.executions.Execute(world.shell("echo again"))]
     binding = events[0].started.session
-    assert binding.created and binding.previous.end_reason == EndReason.END_REASON_VM_LOST
+    assert binding.created and binding.previous.end_reason == reason
 
 
 async def test_a_tunnel_that_is_restarted_loses_nothing(world: World) -> None:

@@ -4,6 +4,8 @@ import pytest
 
 from sandpool.cli import names
 from sandpool.cli.names import SessionName
+from sandpool.enum_names import short_name
+from sandpool.v1 import event_pb2, pool_pb2
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,10 @@ def test_sizes_for_people() -> None:
         "5.0 GiB",
         "3.0 TiB",
     ]
+
+
+def test_enums() -> None:
+    """A client does not fail over what only a service of a later version knows."""
+    assert short_name(event_pb2.EventType.DESCRIPTOR, event_pb2.EVENT_TYPE_NODE_READY) == "NODE_READY"
+    assert short_name(pool_pb2.PoolState.DESCRIPTOR, 0) == "UNSPECIFIED"
+    assert short_name(pool_pb2.PoolState.DESCRIPTOR, 9999) == "9999"

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sandpool.cli.output import as_dict, emit
+from sandpool.enum_names import short_name
 from sandpool.history import Filter, History
 from sandpool.v1 import event_pb2
 
@@ -56,7 +57,7 @@ def _show(event: event_pb2.Event, as_json: bool) -> None:
     if as_json:
         emit(as_dict(event))
         return
-    kind = event_pb2.EventType.Name(event.type).removeprefix("EVENT_TYPE_")
+    kind = short_name(event_pb2.EventType.DESCRIPTOR, event.type)
     time = event.at.ToDatetime().isoformat(" ", "milliseconds")
     what = f"{event.pool}/{event.session}" if event.session else event.vm_id or event.pool or event.node_id
     more = [event.detail] + ([f"vm {event.vm_id}"] if event.session else [])

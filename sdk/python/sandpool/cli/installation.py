@@ -22,10 +22,11 @@ SHELLS = ("bash", "zsh", "fish")
 @click.pass_context
 def nodes(context: click.Context) -> None:
     """Hosts, and what they run VMs with."""
+    from sandpool.enum_names import short_name
     from sandpool.v1 import node_pb2
 
     def line(node: Any) -> str:
-        state = node_pb2.NodeState.Name(node.state).removeprefix("NODE_STATE_")
+        state = short_name(node_pb2.NodeState.DESCRIPTOR, node.state)
         memory = f"{names.human_bytes(node.reserved.memory_bytes)} of {names.human_bytes(node.capacity.memory_bytes)}"
         return (
             f"{node.node_id:20} {state:12} {node.driver:6} {node.acceleration:10} {node.vms:>4}  {memory}"

@@ -12,6 +12,7 @@ from sandpool.cli import exits, names
 from sandpool.cli.invoke import Group, call, converted, gathered, pool_names
 from sandpool.cli.output import as_dict, emit, say, show
 from sandpool.cli.progress import Waiting
+from sandpool.enum_names import short_name
 from sandpool.v1 import pool_pb2
 
 COUNT = click.IntRange(0, 2**32 - 1)
@@ -58,7 +59,7 @@ def name_argument(command: Any) -> Any:
 
 def line(one: pool_pb2.Pool) -> str:
     """For people: counts, then what an operator should see."""
-    state = pool_pb2.PoolState.Name(one.state).removeprefix("POOL_STATE_")
+    state = short_name(pool_pb2.PoolState.DESCRIPTOR, one.state)
     counts = one.counts
     numbers = f"{counts.warm:>6} {counts.provisioning:>6} {counts.assigned:>6} {counts.waiting:>7}"
     notes = "".join(f"\n    {condition.reason}: {condition.message}" for condition in one.conditions)
