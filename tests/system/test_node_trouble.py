@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,3 +123,15 @@ async def test_a_vm_is_ended_for_a_reason_that_only_a_later_version_knows(node: 
             await session.run("1")
         assert caught.value.end_reason == "VM_LOST"
         await until_warm(client, "pool")
+
+
+async def test_a_tunnel_that_dies_is_started_again_whatever_became_of_its_record(node: Node) -> None:
+    async with AsyncClient(node.running.address) as client:
+        await client.pools.create("pool", pool_pb2.PoolSpec(ready_target=1))
+        session = client.session("pool")
+        assert (await session.run("x = 6; x")).value == "6"
+        tunnel = node.running.pid_of("-m node_agent.tunnel")
+        (node.running.state_dir / "node" / "tunnel.json").unlink()
+        os.kill(tunnel, signal.SIGKILL)
+        assert (await session.run("x * 7")).value == "42"
+        assert node.running.pid_of("-m node_agent.tunnel") != tunnel

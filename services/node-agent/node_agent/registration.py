@@ -30,16 +30,25 @@ async def register_for_ever(pool_manager: str, request: pb.RegisterRequest, keys
         while True:
             try:
                 answer = await stub.Register(request, wait_for_ready=True, timeout=EVERY_SECONDS * 2)
+                if answer.capability_public_key != known:
+                    _place(keys, answer.capability_public_key)
+                    known = answer.capability_public_key
+                    log.info("registered", node_id=request.node_id)
             except grpc.aio.AioRpcError as error:
-                health.set(POOL_MANAGER, False, f"{pool_manager} answers {error.code().name}")
-                log.warning("registration_failed", code=error.code().name)
-                await asyncio.sleep(RETRY_SECONDS)
+                why = f"{pool_manager} answers {error.code().name}"
+            except OSError as error:  # a full disk: whom that key has permitted the tunnel would refuse
+                why = f"its key cannot be written: {error.strerror}"
+            else:
+                health.set(POOL_MANAGER, True)
+                await asyncio.sleep(EVERY_SECONDS)
                 continue
-            health.set(POOL_MANAGER, True)
-            if answer.capability_public_key != known:
-                known = answer.capability_public_key
-                part = keys / "pool-manager.part"
-                part.write_bytes(known)
-                part.rename(keys / "pool-manager.pub")
-                log.info("registered", node_id=request.node_id)
-            await asyncio.sleep(EVERY_SECONDS)
+            health.set(POOL_MANAGER, False, why)
+            log.warning("registration_failed", why=why)
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+def _place(keys: Path, public_key: bytes) -> None:
+    """Whole or not at all. Raises OSError."""
+    part = keys / "pool-manager.part"
+    part.write_bytes(public_key)
+    part.rename(keys / "pool-manager.pub")

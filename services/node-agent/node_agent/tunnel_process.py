@@ -58,10 +58,9 @@ class TunnelProcess:
             metrics.TUNNEL_RESTARTS.inc()
 
     async def _start_again(self, tell: Callable[[bool, str], None]) -> None:
-        address = json.loads((self._state_dir / RECORD_FILE).read_text())["address"]
         while True:
             try:
-                await self._start(address)
+                await self._start(self.address)
                 return
             except (TunnelFailed, OSError) as error:
                 log.error("tunnel_not_started", error=str(error))
@@ -80,14 +79,23 @@ class TunnelProcess:
             process.kill()
             process.wait()
             raise TunnelFailed(f"the tunnel did not start; see {self._state_dir / 'tunnel.log'}")
+        address = words[2].decode()
+        try:
+            self._record(process.pid, address)
+        except OSError:  # nobody would find it again, and the next one would find its address taken
+            process.kill()
+            process.wait()
+            raise
         process.returncode = 0  # reaped by pidfd, not by Popen
-        record = {"pid": process.pid, "start_time": start_time(process.pid), "address": words[2].decode()}
-        part = self._state_dir / f"{RECORD_FILE}.part"
-        part.write_text(json.dumps(record))
-        part.rename(self._state_dir / RECORD_FILE)
         self._watch(process.pid)
-        self.address = words[2].decode()
-        return self.address
+        self.address = address
+        return address
+
+    def _record(self, pid: int, address: str) -> None:
+        """Raises OSError."""
+        part = self._state_dir / f"{RECORD_FILE}.part"
+        part.write_text(json.dumps({"pid": pid, "start_time": start_time(pid), "address": address}))
+        part.rename(self._state_dir / RECORD_FILE)
 
     def _spawn(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         with (self._state_dir / "tunnel.log").open("ab") as log:

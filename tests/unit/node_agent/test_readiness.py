@@ -54,16 +54,39 @@ async def test_a_tunnel_that_cannot_be_started_again_is_tried_again(scratch: Pat
     assert await told.get() == (True, "")
     restarts = metrics.TUNNEL_RESTARTS._value.get()
     with socket.create_server(("127.0.0.1", 0)) as other:
-        record = json.loads((scratch / RECORD_FILE).read_text())
-        record["address"] = f"127.0.0.1:{other.getsockname()[1]}"
-        (scratch / RECORD_FILE).write_text(json.dumps(record))
-        os.kill(record["pid"], signal.SIGKILL)
+        tunnel.address = f"127.0.0.1:{other.getsockname()[1]}"
+        os.kill(json.loads((scratch / RECORD_FILE).read_text())["pid"], signal.SIGKILL)
         assert await told.get() == (False, "it died and is being started again")
         ready, why = await told.get()
         assert not ready and "tunnel.log" in why
     while (await told.get())[0] is False:
         pass
     assert metrics.TUNNEL_RESTARTS._value.get() == restarts + 1
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    await tunnel.stop()
+
+
+async def test_a_tunnel_that_cannot_be_recorded_does_not_keep_its_address(scratch: Path) -> None:
+    for name in ("vms", "keys"):
+        (scratch / name).mkdir()
+    tunnel = TunnelProcess(scratch, "127.0.0.1:0")
+    address = await tunnel.ensure()
+    told: asyncio.Queue[tuple[bool, str]] = asyncio.Queue()
+    keeping = asyncio.create_task(tunnel.keep(lambda ready, why: told.put_nowait((ready, why))))
+    assert await told.get() == (True, "")
+    pid = json.loads((scratch / RECORD_FILE).read_text())["pid"]
+    (scratch / RECORD_FILE).unlink()
+    (scratch / RECORD_FILE).mkdir()  # as good as a full disk, for root too
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(30):
+        assert await told.get() == (False, "it died and is being started again")
+        ready, why = await told.get()
+        assert not ready and "directory" in why
+        (scratch / RECORD_FILE).rmdir()
+        while (await told.get())[0] is False:
+            pass
+    assert tunnel.address == json.loads((scratch / RECORD_FILE).read_text())["address"] == address
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
     await tunnel.stop()
