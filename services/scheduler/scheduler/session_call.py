@@ -100,7 +100,7 @@ class SessionCall:
             await self._recover(repeatable=True)
         elif error.code() is grpc.StatusCode.UNAVAILABLE:
             await self._recover(repeatable=repeatable)
-        elif error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and self._is_late():
+        elif self._is_late():  # a guest whose call came too late answers with an error of any kind
             raise DeadlineExceeded("DEADLINE_EXCEEDED", "the deadline has passed") from error
         else:
             raise guest_errors.translate(error) from error

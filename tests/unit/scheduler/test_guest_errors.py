@@ -1,10 +1,15 @@
 """What of a guest's refusal reaches the client."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import grpc
 import pytest
 from grpc.aio import AioRpcError, Metadata
 
+from sandpool.v1 import session_pb2
 from scheduler import guest_errors
+from scheduler.session_call import SessionCall
 from service_kit import errors
 
 Code = grpc.StatusCode
@@ -71,3 +76,13 @@ def test_a_transport_that_was_broken_is_a_violation(code: grpc.StatusCode) -> No
     broken = code in (Code.RESOURCE_EXHAUSTED, Code.INTERNAL)
     assert (guest_errors.violation(refusal(code, "secret")) is not None) == broken
     assert guest_errors.violation(refusal(code, reason="DISK_FULL")) is None
+
+
+@pytest.mark.parametrize("code", [Code.DEADLINE_EXCEEDED, Code.UNKNOWN, Code.CANCELLED, Code.NOT_FOUND])
+async def test_after_the_deadline_it_is_the_deadline(code: grpc.StatusCode) -> None:
+    """A guest to which the call came too late answers UNKNOWN: that is no failure of its own."""
+    for left, kind in ((0.0, errors.DeadlineExceeded), (5.0, errors.Internal), (None, errors.Internal)):
+        context = cast("Any", SimpleNamespace(time_remaining=lambda left=left: left))
+        call = SessionCall(cast("Any", None), session_pb2.SessionRef(), context, allocates=True)
+        with pytest.raises(kind):
+            await call.fail(refusal(code), repeatable=True)
