@@ -150,6 +150,9 @@ class Agent:
             self._end(vm, end.END_REASON_CREATE_FAILED, str(error))
         except GuestFailed as error:
             self._end(vm, end.END_REASON_PREPARE_FAILED, str(error))
+        except Exception:  # a fault of ours: what is not proven must not live
+            self._end(vm, end.END_REASON_CREATE_FAILED, "the node agent failed; see its log")
+            raise
 
     def _check_unique(self, sample: bytes) -> None:
         if sample in self._samples:

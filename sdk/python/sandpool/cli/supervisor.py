@@ -55,6 +55,15 @@ class Supervisor:
         self._watchers = [asyncio.create_task(self._keep(service)) for service in self._services]
 
     async def _start(self, service: Service) -> None:
+        """Raises StartFailed; then nothing of it runs."""
+        try:
+            await self._spawn(service)
+        except OSError as error:  # a full disk, no process left
+            raise StartFailed(f"{service.name} cannot be started: {error}") from error
+        await self._hear(service)
+
+    async def _spawn(self, service: Service) -> None:
+        service.started_at = asyncio.get_running_loop().time()
         config, log = self._state_dir / f"{service.name}.toml", self._log(service)
         lines = [f"{key} = {json.dumps(value)}" for key, value in service.settings.items()]
         config.write_text("\n".join(lines) + "\n")
@@ -68,7 +77,10 @@ class Supervisor:
                 env={**os.environ, "SANDPOOL_LIFELINE_FD": str(self._lifeline), "GRPC_ENABLE_FORK_SUPPORT": "0"},
                 start_new_session=True,  # Ctrl-C is for us: the children end in order
             )
-        service.started_at = asyncio.get_running_loop().time()
+
+    async def _hear(self, service: Service) -> None:
+        """Until it says where it serves. Raises StartFailed."""
+        assert service.process is not None
         assert service.process.stdout is not None
         try:
             async with asyncio.timeout(READY_SECONDS):
@@ -93,8 +105,11 @@ class Supervisor:
             service.failures += 1
             self._report(f"{service.name} has ended with {status}; starting it again")
             await asyncio.sleep(delay)
-            with suppress(StartFailed):
+            try:
                 await self._start(service)
+                self._report(f"{service.name} serves again")
+            except StartFailed as error:
+                self._report(str(error))
 
     async def stop(self) -> None:
         """All, in the opposite order; nothing is left. Idempotent."""
