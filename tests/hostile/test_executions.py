@@ -64,6 +64,7 @@ async def test_a_broken_rule_ends_the_vm(stack: Stack, name: str) -> None:
 @pytest.mark.parametrize("name", ENDLESS)
 async def test_what_does_not_end_is_ended_by_the_deadline(stack: Stack, name: str) -> None:
     session = ref()
+    await stack.sessions.Ensure(session_pb2.EnsureSessionRequest(session=session))  # takes the time that it takes
     error = await failure(stack.executions.Execute(request(session, name), timeout=SECONDS))
     assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert await stop(stack, session)

@@ -244,6 +244,7 @@ async def test_a_permission_that_a_set_clock_has_ended_is_asked_for_again(world:
 
 async def test_the_deadline_of_a_client_ends_its_stream_and_not_the_execution(world: World) -> None:
     guest = await world.add_guest("vm1")
+    await gather(world.executions.Execute(world.shell("echo")))  # the way there is open
     request = world.shell("while [ ! -e go ]; do sleep 0.01; done; echo on", execution_id="a")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await gather(world.executions.Execute(request, timeout=0.5))
