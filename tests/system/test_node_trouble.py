@@ -117,7 +117,7 @@ async def test_a_vm_is_ended_for_a_reason_that_only_a_later_version_knows(node: 
         await client.pools.create("pool", pool_pb2.PoolSpec(ready_target=1))
         session = client.session("pool")
         vm_id = (await session.run("1")).started.vm_id
-        request = node_pb2.DestroyVmRequest(vm_id=vm_id, reason=99)  # type: ignore[arg-type]
+        request = node_pb2.DestroyVmRequest(vm_id=vm_id, reason=99)
         assert (await node_pb2_grpc.NodeAgentServiceStub(channel).DestroyVm(request)).destroyed
         # The latter if the connection breaks only after the call was sent.
         with pytest.raises((SessionEnded, SessionLost)) as caught:

@@ -75,14 +75,12 @@ class TunnelProcess:
         assert process.stdout is not None
         with process.stdout as stdout:
             words = (await asyncio.to_thread(stdout.readline)).split()
-        if words[:2] != [b"ready", b"tunnel"]:
-            process.kill()
-            process.wait()
-            raise TunnelFailed(f"the tunnel did not start; see {self._state_dir / 'tunnel.log'}")
-        address = words[2].decode()
         try:
+            if words[:2] != [b"ready", b"tunnel"]:
+                raise TunnelFailed(f"the tunnel did not start; see {self._state_dir / 'tunnel.log'}")
+            address = words[2].decode()
             self._record(process.pid, address)
-        except OSError:  # nobody would find it again, and the next one would find its address taken
+        except (TunnelFailed, OSError):  # else nobody would find it again, and the next one its address taken
             process.kill()
             process.wait()
             raise

@@ -15,7 +15,8 @@ MAX_BEHIND = 10_000
 class Changes:
     """Numbers changes and hands them to watchers. One owner: the node agent's event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, heartbeat_seconds: float = HEARTBEAT_SECONDS, max_behind: int = MAX_BEHIND) -> None:
+        self._heartbeat_seconds, self._max_behind = heartbeat_seconds, max_behind
         self._sequence = 0
         self._watchers: set[asyncio.Queue[pb.WatchResponse | None]] = set()
 
@@ -42,15 +43,15 @@ class Changes:
     async def watch(
         self, snapshot: Callable[[], pb.NodeSnapshot], heartbeat: Callable[[], pb.Heartbeat]
     ) -> AsyncIterator[pb.WatchResponse]:
-        """A snapshot, then every change after it; a heartbeat each second. Raises ResourceExhausted when far behind."""
-        queue: asyncio.Queue[pb.WatchResponse | None] = asyncio.Queue(MAX_BEHIND)
+        """A snapshot, then every change; heartbeats while there is none. Raises ResourceExhausted when far behind."""
+        queue: asyncio.Queue[pb.WatchResponse | None] = asyncio.Queue(self._max_behind)
         self._watchers.add(queue)
         try:
             told = self._sequence
             yield pb.WatchResponse(snapshot=snapshot(), sequence=told)
             while True:
                 try:
-                    async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    async with asyncio.timeout(self._heartbeat_seconds):
                         change: pb.WatchResponse | None = await queue.get()
                 except TimeoutError:
                     if not queue.empty():  # it came just now, and is counted already

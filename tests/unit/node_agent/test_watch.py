@@ -6,15 +6,14 @@ import asyncio
 
 import pytest
 
-from node_agent import watch
+from node_agent.watch import Changes
 from sandpool.node.v1 import node_pb2 as pb
 from service_kit import errors
 
 
-async def test_a_change_that_comes_with_a_heartbeat_leaves_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_that_comes_with_a_heartbeat_leaves_no_gap() -> None:
     """It is told, and no heartbeat before it counts it already: who watches would take that for a loss."""
-    monkeypatch.setattr(watch, "HEARTBEAT_SECONDS", 0)
-    changes = watch.Changes()
+    changes = Changes(heartbeat_seconds=0)
     told = changes.watch(pb.NodeSnapshot, pb.Heartbeat)
     await anext(told)
 
@@ -32,11 +31,9 @@ async def test_a_change_that_comes_with_a_heartbeat_leaves_no_gap(monkeypatch: p
 
 
 @pytest.mark.parametrize("heard", [0, 1])
-async def test_who_is_far_behind_begins_again(monkeypatch: pytest.MonkeyPatch, heard: int) -> None:
+async def test_who_is_far_behind_begins_again(heard: int) -> None:
     """What did not fit is not passed over in silence, not even if nothing comes after it."""
-    monkeypatch.setattr(watch, "HEARTBEAT_SECONDS", 0.01)
-    monkeypatch.setattr(watch, "MAX_BEHIND", 2)
-    changes = watch.Changes()
+    changes = Changes(heartbeat_seconds=0.01, max_behind=2)
     told = changes.watch(pb.NodeSnapshot, pb.Heartbeat)
     await anext(told)
     for name in ("one", "two", "lost"):

@@ -63,7 +63,7 @@ async def test_an_ended_epoch_says_why(control: Control) -> None:
 async def test_a_node_of_a_later_version_may_have_other_reasons(control: Control) -> None:
     await control.create(ready_target=1)
     made = await control.ensure()
-    control.node.lose(made.session.vm_id, 99, "moved to the moon")  # type: ignore[arg-type]
+    control.node.lose(made.session.vm_id, 99, "moved to the moon")
     event = await control.happened("SESSION_ENDED", session="alice")
     assert (event.reason, event.detail) == ("VM_LOST", "moved to the moon")
     again = (await control.ensure()).binding

@@ -27,9 +27,9 @@ async def test_a_result_has_all_of_an_execution(connected: Connected) -> None:
 
 async def test_a_service_of_a_later_version_may_have_other_reasons(connected: Connected) -> None:
     script = connected.service.script
-    script[0].started.session.previous.end_reason = 77  # type: ignore[assignment]
-    script[-1].ended.killed = 88  # type: ignore[assignment]
-    lost = pb.OutputGap(stream=3, reason=99, begin=0, end=1)  # type: ignore[arg-type]
+    script[0].started.session.previous.end_reason = 77
+    script[-1].ended.killed = 88
+    lost = pb.OutputGap(stream=3, reason=99, begin=0, end=1)
     script.insert(1, pb.ExecutionEvent(gap=lost))
     session = connected.client.session()
     seen = [event async for event in session.stream("x")]
