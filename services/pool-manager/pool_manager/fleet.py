@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
 import structlog
@@ -48,6 +49,8 @@ class Fleet:
         self._ended: OrderedDict[str, Reason] = OrderedDict()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watches: dict[str, asyncio.Task[Any]] = {}
+        # Of two registrations of one node at once, the second finds what the first made.
+        self._registering = asyncio.Lock()
 
     def begin(self, everything: Everything) -> None:
         """Take over what an earlier pool-manager left; nodes say in their snapshots what of it is still true."""
@@ -74,17 +77,18 @@ class Fleet:
 
     async def register(self, row: NodeRow) -> None:
         """Make a node known, durably, and watch it; idempotent while nothing has changed."""
-        link = self.links.get(row.node_id)
-        known = link.row if link is not None else None
-        if known is not None and (known.agent_address, known.tunnel_address) == (row.agent_address, row.tunnel_address):
-            return
-        row = NodeRow(row.node_id, row.agent_address, row.tunnel_address, known.boot_id if known else "")
-        await self.store.save_node(row, happened.node_registered(row, self.clock.now()))
-        if link is not None:
-            self._watches[row.node_id].cancel()
-            await asyncio.wait([self._watches[row.node_id]])
-            await link.close()
-        self._link(row)
+        async with self._registering:
+            link = self.links.get(row.node_id)
+            known = link.row if link is not None else None
+            row = replace(row, boot_id=known.boot_id if known is not None else "")
+            if row == known:
+                return
+            await self.store.save_node(row, happened.node_registered(row, self.clock.now()))
+            if link is not None:
+                self._watches[row.node_id].cancel()
+                await asyncio.wait([self._watches[row.node_id]])
+                await link.close()
+            self._link(row)
 
     def _link(self, row: NodeRow) -> None:
         link = self.links[row.node_id] = NodeLink(row, self)
@@ -102,7 +106,7 @@ class Fleet:
         ]
         ends = dict.fromkeys(missing, end.END_REASON_NODE_REBOOTED if rebooted else end.END_REASON_VM_LOST)
         for seen in snapshot.vms:
-            vm = self.vms.get(seen.vm_id)
+            vm = self._placed(link, seen.vm_id)
             if vm is not None and seen.state == node.VM_STATE_DESTROYED:
                 ends[vm] = _reason_told(vm, seen)
             else:
@@ -111,7 +115,7 @@ class Fleet:
         for vm in ends:
             await vm.gone.wait()
         if link.row.boot_id != snapshot.boot_id:
-            link.row = NodeRow(link.row.node_id, link.row.agent_address, link.row.tunnel_address, snapshot.boot_id)
+            link.row = replace(link.row, boot_id=snapshot.boot_id)
             events = [happened.node_rebooted(link.row.node_id, self.clock.now())] if rebooted else []
             await self.store.save_node(link.row, *events)
         for pool in self.pools.values():
@@ -121,7 +125,7 @@ class Fleet:
 
     def on_vm(self, link: NodeLink, change: node.Vm) -> None:
         """One VM became ready or is gone, or is one of which the store knows nothing: that must go."""
-        vm = self.vms.get(change.vm_id)
+        vm = self._placed(link, change.vm_id)
         if change.state == node.VM_STATE_DESTROYED:
             if vm is not None:
                 self.end({vm: _reason_told(vm, change)})
@@ -130,6 +134,11 @@ class Fleet:
             self.own(link.destroy(change.vm_id, end.END_REASON_ORPHANED))
         elif change.state == node.VM_STATE_READY:
             self.own(self.ready(vm))
+
+    def _placed(self, link: NodeLink, vm_id: str) -> Vm | None:
+        """The VM of that id if it is one of this node's: no node speaks of the VMs of another."""
+        vm = self.vms.get(vm_id)
+        return vm if vm is not None and vm.row.node_id == link.row.node_id else None
 
     def on_ready(self, link: NodeLink) -> None:
         """It takes VMs from now on."""

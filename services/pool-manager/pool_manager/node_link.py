@@ -74,6 +74,9 @@ class NodeLink:
                 reason = error.reason
             except grpc.aio.AioRpcError as error:
                 reason = error.code().name
+            except Exception:  # a fault of ours must not leave the node unwatched for ever
+                reason = "INTERNAL"
+                log.exception("watch_failed", node_id=self.row.node_id)
             if self.ready:
                 log.warning("node_unreachable", node_id=self.row.node_id, reason=reason)
                 self.node.state = node_pb2.NODE_STATE_UNREACHABLE

@@ -28,6 +28,7 @@ class Node(node_pb2_grpc.NodeAgentServiceServicer):
     address: str
     node_id: str = "node-1"
     boot_id: str = "boot-1"
+    tunnel_address: str = "127.0.0.1:1"
     memory_bytes: int = HUGE
     vms: dict[str, pb.Vm] = field(default_factory=dict)
     # What CreateVm and BuildTemplate answer instead; and what DestroyVm with only_if_idle_for says is left.
@@ -64,7 +65,7 @@ class Node(node_pb2_grpc.NodeAgentServiceServicer):
     async def register(self, channel: grpc.aio.Channel) -> None:
         """With a pool-manager."""
         request = registry.RegisterRequest(
-            node_id=self.node_id, agent_address=self.address, tunnel_address="127.0.0.1:1"
+            node_id=self.node_id, agent_address=self.address, tunnel_address=self.tunnel_address
         )
         await registry_grpc.NodeRegistryServiceStub(channel).Register(request, wait_for_ready=True)
 
@@ -73,6 +74,13 @@ class Node(node_pb2_grpc.NodeAgentServiceServicer):
         vm = self.vms.pop(vm_id)
         vm.state, vm.end_reason, vm.detail = pb.VM_STATE_DESTROYED, reason, detail
         self._changes.publish(vm)
+
+    def claim(self, vm_id: str) -> None:
+        """Say that a VM is here and ready, and then that it is gone."""
+        self._changes.publish(pb.Vm(vm_id=vm_id, state=pb.VM_STATE_READY))
+        self._changes.publish(
+            pb.Vm(vm_id=vm_id, state=pb.VM_STATE_DESTROYED, end_reason=session_pb2.END_REASON_VM_LOST)
+        )
 
     def reboot(self) -> None:
         """Every VM is gone with the host; whoever watches has to begin again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -20,7 +21,8 @@ from service_kit.errors import (
     from_rpc_error,
 )
 
-from .conftest import Control, failure, kinds
+from .conftest import WAIT_SECONDS, Control, failure, kinds
+from .node import Node
 
 MIB = 1 << 20
 
@@ -326,3 +328,27 @@ async def test_a_pool_without_a_node_is_filled_as_soon_as_there_is_one(control: 
     assert (await control.happened("POOL_CONDITION_BEGAN", pool="p")).reason == "NO_NODE"
     await control.node.start()
     await control.until(lambda pool: pool.counts.warm == 1 and not pool.conditions)
+
+
+async def test_a_node_does_not_speak_of_the_vms_of_another(control: Control) -> None:
+    await control.create(ready_target=1)
+    session = (await control.ensure()).session
+    other = Node(f"unix:{control.directory}/other", node_id="node-2")
+    await other.start()
+    await other.register(control.channel)
+    await control.happened("NODE_READY", node_id="node-2")
+    other.claim(session.vm_id)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await other.asked.acquire()
+    (asked,) = other.destroys
+    assert (asked.vm_id, asked.reason) == (session.vm_id, session_pb2.END_REASON_ORPHANED)
+    await other.stop()
+    await control.happened("NODE_UNREACHABLE", node_id="node-2")  # what it said before that is heard
+    assert await control.session() == session and session.vm_id in control.node.vms
+
+
+async def test_a_node_that_registers_many_times_at_once_is_watched_once(control: Control) -> None:
+    moved = [replace(control.node, tunnel_address=f"127.0.0.1:{port}") for port in range(2, 10)]
+    await asyncio.gather(*(node.register(control.channel) for node in moved))
+    watches = [task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") == "NodeLink.run"]
+    assert len(watches) == 1
