@@ -6,8 +6,8 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pool_manager import happened
 from pool_manager.__main__ import compose
 from pool_manager.acquire import Acquirer, Binding
 from pool_manager.clock import Clock
+from pool_manager.expiry import Expiry
 from pool_manager.fleet import Fleet
 from pool_manager.model import Pool
 from pool_manager.permissions import Permissions
@@ -38,6 +39,7 @@ class Running:
 
     fleet: Fleet
     acquirer: Acquirer
+    expiry: Expiry
     store: SqliteStore
 
     async def make_pool(self, name: str, ready_target: int) -> Pool:
@@ -82,7 +84,7 @@ class Place:
         while not fleet.links["memory"].ready:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         try:
-            yield Running(fleet, acquirer, store)
+            yield Running(fleet, acquirer, expiry, store)
         finally:
             await fleet.close()
             await store.close()
@@ -97,3 +99,23 @@ async def open_place() -> AsyncIterator[Place]:
             yield Place(work, node)
     finally:
         shutil.rmtree(work)
+
+
+def numbers_of_steps() -> Iterator[int]:
+    """Every one at first, then ever fewer: what is awaited there are a thread and a node, not steps."""
+    steps = 0
+    while True:
+        yield steps
+        steps += 1 + steps // 20
+
+
+async def leave_after(steps: int, call: asyncio.Task[Any]) -> bool:
+    """Cancel the call after so many steps; whether it was still under way."""
+    for _ in range(steps):
+        if call.done():
+            break
+        await asyncio.sleep(0)
+    left = call.cancel()
+    with suppress(asyncio.CancelledError):
+        await call
+    return left

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from sqlite3 import connect
 
 import pytest
@@ -12,27 +11,7 @@ import pytest
 from pool_manager.acquire import Binding
 from pool_manager.model import Pool, Vm
 
-from .in_process import Place, Running, open_place
-
-
-def numbers_of_steps() -> Iterator[int]:
-    """Every one at first, then ever fewer: what is awaited there are a thread and a node, not steps."""
-    steps = 0
-    while True:
-        yield steps
-        steps += 1 + steps // 20
-
-
-async def leave_after(steps: int, call: asyncio.Task[Binding]) -> bool:
-    """Cancel the call after so many steps; whether it was still under way."""
-    for _ in range(steps):
-        if call.done():
-            break
-        await asyncio.sleep(0)
-    left = call.cancel()
-    with suppress(asyncio.CancelledError):
-        await call
-    return left
+from .in_process import Place, Running, leave_after, numbers_of_steps, open_place
 
 
 async def at_rest(pool: Pool) -> None:

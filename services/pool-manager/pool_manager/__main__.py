@@ -43,7 +43,12 @@ def compose(store: Store, clock: Clock, permissions: Permissions) -> tuple[Fleet
         expiry.warm(vm)
         permissions.of(vm)
 
-    fleet.on_room, fleet.on_warm, fleet.on_assigned = refill.kick, on_warm, expiry.assigned
+    fleet.on_room, fleet.on_warm, fleet.on_assigned, fleet.on_ended = (
+        refill.kick,
+        on_warm,
+        expiry.assigned,
+        expiry.ended,
+    )
     return fleet, Acquirer(fleet), expiry
 
 

@@ -11,7 +11,7 @@ from google.protobuf import duration_pb2
 from pool_manager import metrics
 from pool_manager.deadlines import Deadlines
 from pool_manager.fleet import Fleet
-from pool_manager.model import ASSIGNED, WARM, Vm
+from pool_manager.model import ASSIGNED, DESTROYED, WARM, Vm
 from pool_manager.refill import MAX_WARM_SECONDS
 from sandpool.v1 import session_pb2 as end
 from service_kit.errors import SandpoolError
@@ -19,7 +19,9 @@ from service_kit.errors import SandpoolError
 log = structlog.get_logger("expiry")
 
 IDLE, LIFETIME, STALE = "idle", "lifetime", "stale"
+# Nodes are asked of so many VMs at a time; one that does not answer keeps its place for so long.
 CONCURRENT = 64
+PLACE_SECONDS = 0.25
 # A node that cannot be asked is asked again after this.
 RETRY_SECONDS = 1.0
 
@@ -45,7 +47,14 @@ class Expiry:
         self._set(vm, IDLE, max(0.0, vm.session.cooldown_seconds - max(0.0, age)))
         self._set(vm, LIFETIME, max(0.0, vm.session.expires_at - self._fleet.clock.now()))
 
+    def ended(self, vm: Vm) -> None:
+        """It is gone."""
+        for kind in (IDLE, LIFETIME, STALE):
+            self._deadlines.discard((vm.row.vm_id, kind))
+
     def _set(self, vm: Vm, kind: str, seconds: float) -> None:
+        if vm.state == DESTROYED:  # meanwhile
+            return
         due = time.monotonic() + seconds
         first = self._deadlines.next_due()
         self._deadlines.set((vm.row.vm_id, kind), due)
@@ -72,16 +81,19 @@ class Expiry:
         """due: of the first of those that became due together; none of them was asked for later than it says."""
         async with self._places:
             metrics.EXPIRY_LAG_SECONDS.observe(time.monotonic() - due)
-            try:
-                if kind == IDLE and vm.state == ASSIGNED:
-                    await self._end_if_idle(vm)
-                elif kind == LIFETIME and vm.state == ASSIGNED:
-                    await self._fleet.destroy(vm, end.END_REASON_MAX_LIFETIME)
-                elif kind == STALE and vm.state == WARM and self._fleet.pools[vm.row.pool].withdraw(vm):
-                    self._fleet.destroy_soon(vm, end.END_REASON_SUPERSEDED)
-            except SandpoolError as error:
-                log.warning("expiry_failed", vm_id=vm.row.vm_id, kind=kind, error=str(error))
-                self._set(vm, kind, RETRY_SECONDS)
+            await asyncio.wait([self._fleet.own(self._ask(vm, kind))], timeout=PLACE_SECONDS)
+
+    async def _ask(self, vm: Vm, kind: str) -> None:
+        try:
+            if kind == IDLE and vm.state == ASSIGNED:
+                await self._end_if_idle(vm)
+            elif kind == LIFETIME and vm.state == ASSIGNED:
+                await self._fleet.destroy(vm, end.END_REASON_MAX_LIFETIME)
+            elif kind == STALE and vm.state == WARM and self._fleet.pools[vm.row.pool].withdraw(vm):
+                self._fleet.destroy_soon(vm, end.END_REASON_SUPERSEDED)
+        except SandpoolError as error:
+            log.warning("expiry_failed", vm_id=vm.row.vm_id, kind=kind, error=str(error))
+            self._set(vm, kind, RETRY_SECONDS)
 
     async def _end_if_idle(self, vm: Vm) -> None:
         assert vm.session is not None

@@ -40,10 +40,11 @@ class Fleet:
         self.pools: dict[str, Pool] = {}
         self.vms: dict[str, Vm] = {}
         self.links: dict[str, NodeLink] = {}
-        # Set once by the composition root: what to do when a pool may need VMs, and when a VM became warm.
+        # Set once by the composition root: what to do when a pool may need VMs, and when a VM has become something.
         self.on_room: Callable[[Pool], None] = lambda pool: None
         self.on_warm: Callable[[Vm], None] = lambda vm: None
         self.on_assigned: Callable[[Vm], None] = lambda vm: None
+        self.on_ended: Callable[[Vm], None] = lambda vm: None
         # A node became ready, or is no more.
         self.on_nodes: Callable[[], None] = lambda: None
         self._ended: OrderedDict[str, Reason] = OrderedDict()
@@ -77,6 +78,9 @@ class Fleet:
 
     async def register(self, row: NodeRow) -> None:
         """Make a node known, durably, and watch it; idempotent while nothing has changed."""
+        await self.finish(self._register(row))
+
+    async def _register(self, row: NodeRow) -> None:
         async with self._registering:
             link = self.links.get(row.node_id)
             known = link.row if link is not None else None
@@ -87,8 +91,9 @@ class Fleet:
             if link is not None:
                 self._watches[row.node_id].cancel()
                 await asyncio.wait([self._watches[row.node_id]])
-                await link.close()
             self._link(row)
+            if link is not None:  # whoever waits there begins again here
+                await link.close()
 
     def _link(self, row: NodeRow) -> None:
         link = self.links[row.node_id] = NodeLink(row, self)
@@ -132,8 +137,10 @@ class Fleet:
         elif vm is None:
             log.warning("orphan_destroyed", vm_id=change.vm_id, node_id=link.row.node_id)
             self.own(link.destroy(change.vm_id, end.END_REASON_ORPHANED))
-        elif change.state == node.VM_STATE_READY:
-            self.own(self.ready(vm))
+        else:
+            self.pools[vm.row.pool].expect(vm)
+            if change.state == node.VM_STATE_READY:
+                self.own(self.ready(vm))
 
     def _placed(self, link: NodeLink, vm_id: str) -> Vm | None:
         """The VM of that id if it is one of this node's: no node speaks of the VMs of another."""
@@ -145,11 +152,11 @@ class Fleet:
         self.on_nodes()
 
     def on_unreachable(self, link: NodeLink, reason: str) -> None:
-        """Its warm VMs cannot be assigned now."""
+        """Its warm VMs cannot be assigned now, and those that it makes may never be."""
         self.on_nodes()
         self.tell(happened.node_unreachable(link.row.node_id, reason, self.clock.now()))
         for vm in [vm for vm in self.vms.values() if vm.row.node_id == link.row.node_id]:
-            vm.confirmed = False
+            vm.said_ready = vm.confirmed = False
             pool = self.pools[vm.row.pool]
             if pool.withdraw(vm):
                 self.on_room(pool)
@@ -163,11 +170,12 @@ class Fleet:
 
     async def ready(self, vm: Vm) -> None:
         """Its node says that it is unique and proven: keep it warm. Idempotent."""
+        vm.said_ready = True
         if vm.state == PROVISIONING:
             await self._insist(lambda: self.store.set_warm(vm.row.vm_id, self.clock.now()))
         if vm.state == PROVISIONING:  # still
             vm.become(WARM)
-        if vm.state == WARM and not vm.confirmed and not vm.doomed:
+        if vm.state == WARM and vm.said_ready and not vm.confirmed and not vm.doomed:
             vm.confirmed = True
             self.on_warm(vm)
             self.pools[vm.row.pool].offer(vm)
@@ -232,6 +240,7 @@ class Fleet:
         was = {vm: vm.state for vm in reasons if vm.state != DESTROYED}
         for vm in was:
             vm.become(DESTROYED)
+            self.on_ended(vm)
             vm.end_reason = reasons[vm]
         if was:
             self.own(self._end(was))
@@ -270,6 +279,9 @@ class Fleet:
 
     async def save_pool(self, row: PoolRow, was: PoolRow | None, event: EventRow) -> Pool:
         """Insert (was: None) or change, durably. Raises Conflict: it is another one by now."""
+        return await self.finish(self._save_pool(row, was, event))
+
+    async def _save_pool(self, row: PoolRow, was: PoolRow | None, event: EventRow) -> Pool:
         await self.store.save_pool(row, was, event)
         pool = self.pools.get(row.name)
         if pool is None:
@@ -279,11 +291,24 @@ class Fleet:
         self.on_room(pool)
         return pool
 
+    async def delete_pool(self, pool: Pool, event: EventRow) -> None:
+        """No session begins from now on, durably. Raises Conflict, Unavailable: they may again."""
+        pool.close()
+        await self.finish(self._delete_pool(pool, event))
+
+    async def _delete_pool(self, pool: Pool, event: EventRow) -> None:
+        try:
+            await self._save_pool(replace(pool.row, deleting=True), pool.row, event)
+        finally:
+            pool.closing = pool.row.deleting
+
     async def remove_pool_if_empty(self, pool: Pool) -> None:
-        """The end of a deleted pool."""
-        if pool.row.deleting and not pool.vms and not pool.starting and self.pools.get(pool.row.name) is pool:
+        """The end of a deleted pool; its name is free once that is durable."""
+        if pool.row.deleting and not pool.vms and not pool.starting and not pool.removing:
+            pool.removing = True
+            event = happened.pool_removed(pool.row.name, self.clock.now())
+            await self._insist(lambda: self.store.remove_pool(pool.row.name, event))
             del self.pools[pool.row.name]
-            await self.store.remove_pool(pool.row.name, happened.pool_removed(pool.row.name, self.clock.now()))
             log.info("pool_removed", pool=pool.row.name)
 
     def set_condition(
@@ -304,17 +329,26 @@ class Fleet:
             del pool.conditions[kind]
             self.tell(happened.condition(False, pool.row.name, kind, old.reason, "", self.clock.now()))
 
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run work to its end even if this caller leaves: what has become durable must become true here as well."""
+        task = self._keep(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_failure)  # nobody else hears of it
+            raise
+
     def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run work as a task that close() ends."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task = self._keep(work)
+        task.add_done_callback(_log_failure)
         return task
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("task_failed", error=repr(error), exc_info=error)
+    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         """Let go of everything; what is durable stays."""
@@ -324,6 +358,11 @@ class Fleet:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         for link in self.links.values():
             await link.close()
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("task_failed", error=repr(error), exc_info=error)
 
 
 def _reason_told(vm: Vm, told: node.Vm) -> Reason:

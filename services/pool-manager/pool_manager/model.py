@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from pool_manager.store import PoolRow, SessionRow, VmRow
 from sandpool.v1 import pool_pb2, session_pb2
+from service_kit.errors import FailedPrecondition
 
 PROVISIONING, WARM, ASSIGNED, SEALED, DESTROYED = "PROVISIONING", "WARM", "ASSIGNED", "SEALED", "DESTROYED"
 TRANSITIONS = {
@@ -38,7 +39,8 @@ class Vm:
     end_reason: session_pb2.EndReason.ValueType = session_pb2.END_REASON_UNSPECIFIED
     # For humans: what its node said of its end.
     end_detail: str = ""
-    # Its node has said in a snapshot or a change, to this process, that it is ready.
+    # Its node has said to this process that it is ready, and can be reached; and that is durable.
+    said_ready: bool = False
     confirmed: bool = False
     # It is to be destroyed, whatever it was: nobody gets it.
     doomed: bool = False
@@ -83,6 +85,8 @@ class Pool:
         self.beginning = 0
         # Being deleted, or about to be: the row says so a moment later.
         self.closing = row.deleting
+        # Its last VM is gone, and soon its row.
+        self.removing = False
         # Creations that have no row yet.
         self.starting = 0
         self.failures = 0
@@ -99,10 +103,22 @@ class Pool:
         self.row, self.spec = row, pool_pb2.PoolSpec.FromString(row.spec)
         self.closing = row.deleting
 
+    def close(self) -> None:
+        """From here on no session begins."""
+        self.closing = True
+        for waiter in self.waiting:
+            if not waiter.done():
+                waiter.set_exception(FailedPrecondition("POOL_DELETING", "the pool is being deleted"))
+
     def add(self, vm: Vm) -> None:
-        """A VM that is about to be created, or was found at the start."""
+        """A VM that is about to be created, or was found at the start: then its node may be gone."""
         self.vms[vm.row.vm_id] = vm
-        if vm.state == PROVISIONING and vm.row.generation == self.row.generation:
+        if vm.creating:
+            self.expect(vm)
+
+    def expect(self, vm: Vm) -> None:
+        """A node that can be reached has this VM, or is making it: if it is not ready yet, it soon is. Idempotent."""
+        if vm.state == PROVISIONING and not vm.doomed and vm.row.generation == self.row.generation:
             self.provisioning.add(vm)
 
     def offer(self, vm: Vm) -> None:
@@ -127,9 +143,10 @@ class Pool:
 
     def withdraw(self, vm: Vm) -> bool:
         """Nobody gets this VM from now on; True if somebody might have."""
-        was_there = vm in self.warm or vm in self.stale
+        was_there = vm in self.warm or vm in self.stale or vm in self.provisioning
         self.warm.pop(vm, None)
         self.stale.pop(vm, None)
+        self.provisioning.discard(vm)
         return was_there
 
     def is_waiting(self) -> int:
@@ -182,7 +199,6 @@ class Pool:
     def remove(self, vm: Vm) -> None:
         """Forget a VM that is gone. Idempotent."""
         self.vms.pop(vm.row.vm_id, None)
-        self.provisioning.discard(vm)
         self.withdraw(vm)
         if vm.session is not None and self.sessions.get(vm.session.identifier) is vm:
             del self.sessions[vm.session.identifier]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import grpc
@@ -126,28 +127,27 @@ class NodeLink:
         task = self._templates.get(key)
         if task is None or (task.done() and task.exception() is not None):
             task = self._templates[key] = asyncio.create_task(self._build(request, progress))
-        return await asyncio.shield(task)
+        with _calling():
+            return await asyncio.shield(task)
 
     async def _build(self, request: pb.BuildTemplateRequest, progress: Callable[[str], None]) -> str:
-        try:
+        with _calling():
             metadata = telemetry.outgoing()
             async for answer in self._stub.BuildTemplate(request, timeout=TEMPLATE_SECONDS, metadata=metadata):
                 if answer.HasField("template"):
                     return answer.template.template_id
                 progress(f"{answer.progress.message} ({answer.progress.fraction:.0%})")
-        except grpc.aio.AioRpcError as error:
-            raise errors.from_rpc_error(error) from error
         raise errors.Internal("TEMPLATE_BUILD_FAILED", "the node ended the build without a template")
 
     async def create(self, request: pb.CreateVmRequest) -> None:
         """Returns when the VM is ready. Raises SandpoolError."""
         try:
-            await self._stub.CreateVm(request, timeout=CREATE_SECONDS, metadata=telemetry.outgoing())
-        except grpc.aio.AioRpcError as error:
-            mapped = errors.from_rpc_error(error)
-            if mapped.reason in TEMPLATE_DOUBTED:
+            with _calling():
+                await self._stub.CreateVm(request, timeout=CREATE_SECONDS, metadata=telemetry.outgoing())
+        except errors.SandpoolError as error:
+            if error.reason in TEMPLATE_DOUBTED:
                 self._forget_template(request.template_id)
-            raise mapped from error
+            raise
 
     def _forget_template(self, template_id: str) -> None:
         """Have it looked for, and if it is gone built, before the next VM."""
@@ -160,10 +160,8 @@ class NodeLink:
     ) -> pb.DestroyVmResponse:
         """At once, or only if idle for so long. Raises SandpoolError."""
         request = pb.DestroyVmRequest(vm_id=vm_id, reason=reason, only_if_idle_for=only_if_idle_for)
-        try:
+        with _calling():
             return await self._stub.DestroyVm(request, timeout=DESTROY_SECONDS, metadata=telemetry.outgoing())
-        except grpc.aio.AioRpcError as error:
-            raise errors.from_rpc_error(error) from error
 
     async def close(self) -> None:
         """Close the channel."""
@@ -171,3 +169,20 @@ class NodeLink:
             task.cancel()
         await asyncio.gather(*self._templates.values(), return_exceptions=True)
         await self._channel.close()
+
+
+@contextmanager
+def _calling() -> Iterator[None]:
+    """What a call raises, as a SandpoolError; closing the channel looks to its callers as if they were cancelled."""
+    moved = errors.Unavailable("NODE_UNREACHABLE", "the node has registered with another address")
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise errors.from_rpc_error(error) from error
+    except grpc.aio.UsageError as error:  # the channel was closed before the call
+        raise moved from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise moved from error

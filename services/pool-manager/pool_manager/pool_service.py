@@ -12,7 +12,7 @@ from pool_manager.fleet import Fleet
 from pool_manager.paging import page
 from pool_manager.store import Conflict, PoolRow
 from sandpool.v1 import node_pb2, node_pb2_grpc, pool_pb2, pool_pb2_grpc
-from service_kit.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, Unavailable
+from service_kit.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
 
 Context = Any
 
@@ -78,19 +78,11 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             return pool_pb2.DeletePoolResponse()
         if (in_use := pool.in_use()) and not request.force:
             raise FailedPrecondition("POOL_IN_USE", f"it has live sessions ({len(in_use)}); use force", field="force")
-        pool.closing = True  # from here on no session begins
-        for waiter in pool.waiting:
-            if not waiter.done():
-                waiter.set_exception(FailedPrecondition("POOL_DELETING", "the pool is being deleted"))
         event = happened.pool_deleting(pool.row.name, request.force, self._fleet.clock.now())
         try:
-            await self._fleet.save_pool(replace(pool.row, deleting=True), pool.row, event)
+            await self._fleet.delete_pool(pool, event)
         except Conflict as error:
-            pool.closing = pool.row.deleting
             raise Aborted("POOL_CHANGED", "another call changed the pool at the same time") from error
-        except Unavailable:
-            pool.closing = pool.row.deleting
-            raise
         return pool_pb2.DeletePoolResponse()
 
 

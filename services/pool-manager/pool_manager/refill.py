@@ -44,7 +44,7 @@ class Refill:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[Pool, asyncio.TimerHandle] = {}
 
     def kick(self, pool: Pool) -> None:
         """Look at a pool: to be called after every event that may matter to it. Cheap when nothing is to be done."""
@@ -78,13 +78,13 @@ class Refill:
         self._fleet.own(self._fleet.remove_pool_if_empty(pool))
 
     def _later(self, pool: Pool, seconds: float) -> None:
-        if pool.row.name not in self._timers:
+        if pool not in self._timers:
 
             def fire() -> None:
-                del self._timers[pool.row.name]
+                del self._timers[pool]
                 self.kick(pool)
 
-            self._timers[pool.row.name] = asyncio.get_running_loop().call_later(seconds, fire)
+            self._timers[pool] = asyncio.get_running_loop().call_later(seconds, fire)
 
     async def _create(self, pool: Pool) -> None:
         begun = time.monotonic()
@@ -114,8 +114,8 @@ class Refill:
 
     async def _begin(self, pool: Pool) -> tuple[Vm, NodeLink, pool_pb2.PoolSpec]:
         """Choose a node, and make the row that comes before the VM; both are of one generation."""
-        generation = 0
-        while generation != pool.row.generation:  # the template may have taken minutes
+        link, generation = None, 0
+        while link is None or not link.ready or generation != pool.row.generation:  # a template may take minutes
             link, spec, generation = self._place(pool), pool.spec, pool.row.generation
             template_id = await self._template(pool, link, spec)
         if pool.closing:

@@ -39,6 +39,8 @@ class Node(node_pb2_grpc.NodeAgentServiceServicer):
     permits: asyncio.Semaphore | None = None
     creates: list[pb.CreateVmRequest] = field(default_factory=list)
     destroys: list[pb.DestroyVmRequest] = field(default_factory=list)
+    # VMs for which DestroyVm does not answer, until there is a permit for it.
+    silent: dict[str, asyncio.Semaphore] = field(default_factory=dict)
     # A permit for every DestroyVm and every CreateVm that came.
     asked: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     begun: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
@@ -126,6 +128,8 @@ class Node(node_pb2_grpc.NodeAgentServiceServicer):
     async def DestroyVm(self, request: pb.DestroyVmRequest, context: Any) -> pb.DestroyVmResponse:  # noqa: N802
         self.destroys.append(request)
         self.asked.release()
+        if request.vm_id in self.silent:
+            await self.silent[request.vm_id].acquire()
         if request.HasField("only_if_idle_for") and self.remaining_seconds is not None:
             answer = pb.DestroyVmResponse(destroyed=False)
             answer.remaining.FromNanoseconds(int(self.remaining_seconds * 1e9))

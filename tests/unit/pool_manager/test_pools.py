@@ -352,3 +352,57 @@ async def test_a_node_that_registers_many_times_at_once_is_watched_once(control:
     await asyncio.gather(*(node.register(control.channel) for node in moved))
     watches = [task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") == "NodeLink.run"]
     assert len(watches) == 1
+
+
+async def test_what_a_node_that_is_gone_was_making_is_made_by_another(control: Control) -> None:
+    control.node.permits = asyncio.Semaphore(0)
+    await control.pools.Create(pb.CreatePoolRequest(name="p", spec=pb.PoolSpec(ready_target=2)))
+    for _ in range(2):
+        await control.node.begun.acquire()
+    other = Node(f"unix:{control.directory}/other", node_id="node-2")
+    await other.start()
+    await other.register(control.channel)
+    await control.happened("NODE_READY", node_id="node-2")
+    await control.node.stop()
+    await control.until(lambda pool: pool.counts.warm == 2)
+    await control.stop()  # the next one finds rows of creations, of a node of which it never hears
+    await control.start()
+    await control.until(lambda pool: pool.counts.warm == 2)
+    await control.update(ready_target=3)
+    await control.until(lambda pool: pool.counts.warm == 3)
+    assert len(other.vms) == 3 and not control.node.vms
+    await other.stop()
+
+
+async def test_what_is_under_way_on_a_node_that_moves_is_done_again(control: Control) -> None:
+    await control.create(ready_target=1)
+    (old,) = control.node.vms
+    control.node.silent[old] = asyncio.Semaphore(0)
+    await control.update(ready_target=0)
+    await control.node.asked.acquire()
+    control.node.permits = asyncio.Semaphore(0)
+    await control.update(ready_target=2)
+    for _ in range(3):
+        await control.node.begun.acquire()
+    control.node.tunnel_address = "127.0.0.1:2"
+    await control.node.register(control.channel)
+    control.node.silent[old].release()
+    control.node.permits = None
+    await control.until(lambda pool: pool.counts.warm == 2)
+    await control.until(lambda _: len(control.node.vms) == 2 and old not in control.node.vms)
+
+
+async def test_a_pool_of_the_name_of_one_that_paused_does_not_wait_for_its_timer(control: Control) -> None:
+    def paused(pool: pb.Pool) -> bool:
+        return "TEMPLATE_BUILD_FAILED" in [condition.reason for condition in pool.conditions]
+
+    control.node.refuse_template = Internal("TEMPLATE_BUILD_FAILED", "pip has failed")
+    request = pb.CreatePoolRequest(name="p", spec=pb.PoolSpec(ready_target=1))
+    await control.pools.Create(request)
+    await control.until(paused)
+    await control.delete()
+    await control.happened("POOL_REMOVED", pool="p")
+    await control.pools.Create(request)
+    await control.until(paused)
+    control.node.refuse_template = None
+    await control.until(lambda pool: pool.counts.warm == 1)

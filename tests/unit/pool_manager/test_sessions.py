@@ -180,3 +180,15 @@ async def test_every_place_of_a_pool_can_be_had_at_once(control: Control) -> Non
 
     await asyncio.gather(*(one_after_another() for _ in range(8)))
     await control.until(lambda pool: (pool.counts.assigned, pool.counts.warm) == (40, 0))
+
+
+async def test_sessions_of_which_no_node_answers_delay_no_other(control: Control) -> None:
+    await control.create(ready_target=0, cooldown={"seconds": 1})
+    made = await asyncio.gather(*(control.ensure(f"silent{number}") for number in range(64)))
+    for answer in made:
+        control.node.silent[answer.session.vm_id] = asyncio.Semaphore(0)
+    await control.ensure("other")
+    assert (await control.happened("SESSION_ENDED", session="other")).reason == "IDLE"
+    assert len(control.node.vms) == 64
+    for permits in control.node.silent.values():
+        permits.release()
