@@ -55,7 +55,7 @@ class SessionCall:
         unspecified = ref.allocation == session_pb2.ALLOCATION_UNSPECIFIED
         self._allocates = allocates if unspecified else ref.allocation == session_pb2.ALLOCATION_ALLOCATE
         self._sent = 0  # calls that the guest may have taken
-        self._sent_at = 0.0
+        self._sent_at = 0.0  # of the first of them: a later one that was refused makes it no younger
         self._answered = False
         self._tries = 0
         self._settling_since = float("inf")  # when the connection in use first answered
@@ -74,8 +74,9 @@ class SessionCall:
         while True:
             route = await self._hold()
             if route.is_ready() or await self._connect(route):
+                if not self._sent:
+                    self._sent_at = time.monotonic()
                 self._sent += 1
-                self._sent_at = time.monotonic()
                 return route
             await self._recover(repeatable=True)
 

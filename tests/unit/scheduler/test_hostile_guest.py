@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -39,6 +40,23 @@ class Guest(execution_pb2_grpc.ExecutionServiceServicer):
 
     async def Get(self, request: pb.GetExecutionRequest, context: Any) -> pb.GetExecutionResponse:  # noqa: N802
         return pb.GetExecutionResponse(execution=pb.Execution(execution_id="other"))
+
+
+class LostThenSealed(Guest):
+    """Takes the first call, whose answer is lost; its session has ended as idle when the second one comes."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__([])
+        self.fleet = world.fleet
+
+    async def Execute(self, request: pb.ExecuteRequest, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        self.requests.append(request)
+        if len(self.requests) == 1:
+            await asyncio.sleep(session_call.MIN_COOLDOWN_SECONDS)
+            await context.abort(grpc.StatusCode.UNAVAILABLE)
+        self.fleet.end(self.fleet.of("bad"), session_pb2.END_REASON_IDLE)
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "sealed", (("sandpool-reason", "SEALED"),))
+        yield STARTED
 
 
 class Files(file_pb2_grpc.FileServiceServicer):
@@ -152,6 +170,17 @@ async def test_a_guest_that_always_breaks_off_is_given_up(world: World, monkeypa
     error = failure(caught)
     assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "CONNECTION_LOST")
     assert [request.execution_id for request in guest.requests] == ["a", "a", "a"]
+
+
+async def test_what_may_have_run_does_not_run_in_the_next_session(world: World) -> None:
+    guest = LostThenSealed(world)
+    async with serving(world, guest):
+        await world.add_guest("next")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await gather_all(world.executions.Execute(world.shell("x", execution_id="a")))
+    error = failure(caught)
+    assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "SESSION_LOST")
+    assert error.metadata == {"end_reason": "END_REASON_IDLE"} and len(guest.requests) == 2
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED])
