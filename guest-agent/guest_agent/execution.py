@@ -131,6 +131,7 @@ class Execution:
                     for event in _events_of(item):
                         yield event
                     self._reader_moved()
+                self._reader_moved()  # also if all that there is was had before it attached
                 if self.end is not None and reader.position >= self.output.position:
                     yield pb.ExecutionEvent(ended=self.end, next_position=reader.position)
                     return

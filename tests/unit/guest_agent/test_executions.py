@@ -1,5 +1,6 @@
 """Executions on a real guest agent: state, streaming, ends of every kind, attaching, limits."""
 
+import asyncio
 import signal
 
 import grpc
@@ -208,3 +209,22 @@ def test_executions_share_what_the_agent_may_buffer() -> None:
     kept = list(executions.by_id.values())
     assert sum(execution.output.size_bytes for execution in kept) <= ENDED_BYTES
     assert kept[-2] is opened[-1] and opened[0] not in kept
+
+
+async def test_a_reader_that_attaches_at_the_end_frees_a_program_that_another_holds_back() -> None:
+    execution, _ = Executions(Activity(0.0)).open(pb.ExecuteRequest())
+    execution.start()
+    stalled = execution.events(0, attached=False)
+    await anext(stalled)
+    while execution.has_room():
+        execution.output.write(1, bytes(1 << 18))
+    resumed = asyncio.Event()
+    execution.resume_reading = resumed.set
+    second = execution.events(execution.output.position, attached=True)
+    await anext(second)
+    waiting = asyncio.ensure_future(anext(second))
+    async with asyncio.timeout(10):
+        await resumed.wait()
+    assert execution.has_room()
+    execution.finish(pb.ExecutionEnded())
+    assert (await waiting).HasField("ended")
