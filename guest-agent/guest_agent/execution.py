@@ -18,7 +18,7 @@ from sandpool.v1 import execution_pb2 as pb
 
 # A program may be this far ahead of its fastest reader, and that much is kept for one who comes later. All that run
 # share RUNNING_BYTES, all that have ended ENDED_BYTES: together well below what cgroup.py sets aside for the agent. The
-# least is twice what two pipes hold (output.py).
+# least is more than what comes unasked (output.py).
 BUFFER_BYTES, LEAST_BUFFER_BYTES = 8 << 20, 1 << 20
 RUNNING_BYTES, ENDED_BYTES = 24 << 20, 12 << 20
 CHUNK_BYTES = 128 << 10

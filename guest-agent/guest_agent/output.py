@@ -13,8 +13,9 @@ STDOUT, STDERR = 1, 2
 # Small writes of one source are one item as long as nobody has had it: an item costs far more than its bytes.
 MERGED_BYTES = 16 << 10
 ITEM_BYTES = 512
-# What the two pipes of a program hold (pump.py): when a cell ends it is taken without asking.
-PIPES_BYTES = 512 << 10
+# When a cell ends, this may come in spite of all room being used: the last read for which there was room, what the two
+# pipes hold (pump.py) and the error (python_language.py).
+UNASKED_BYTES = (256 + 512 + 128) << 10
 # Representations of displayed values that one execution may show: what has been dropped of each is remembered.
 MAX_RESULTS = 4096
 # Where a gap ends behind which nothing comes any more.
@@ -122,7 +123,7 @@ class OutputLog:
         if not self.readers:
             return True
         fastest = max(reader.cost for reader in self.readers)
-        kept_free = min(PIPES_BYTES, self.capacity // 2)
+        kept_free = min(UNASKED_BYTES, self.capacity * 7 // 8)
         return self._dropped_cost + self.size_bytes - fastest < self.capacity - kept_free
 
     def write(self, source: int, data: bytes) -> None:

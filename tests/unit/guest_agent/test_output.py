@@ -1,6 +1,11 @@
 """What the output of one execution promises its readers, where buffers end. Nothing here runs a program."""
 
+import pytest
+
+from guest_agent.execution import BUFFER_BYTES, LEAST_BUFFER_BYTES
 from guest_agent.output import ITEM_BYTES, MAX_RESULTS, NO_END, STDERR, STDOUT, Gap, Item, OutputLog, Reader
+from guest_agent.pump import PIPE_BYTES, READ_BYTES
+from guest_agent.python_language import NAME_BYTES, TRACEBACK_BYTES, VALUE_BYTES
 
 
 def gaps(log: OutputLog, reader: Reader) -> list[tuple[int | str, int, int, bool]]:
@@ -35,9 +40,21 @@ def test_small_items_hold_the_program_back_before_any_is_dropped() -> None:
     while log.room():
         log.write((STDOUT, STDERR)[written % 2], b"x")
         written += 1
-    assert 40 < written < 100
+    assert 10 < written < 100
     assert sum(len(item.data) for item in log.next(reader) if isinstance(item, Item)) == written
     assert log.room()
+
+
+@pytest.mark.parametrize("capacity", [BUFFER_BYTES, LEAST_BUFFER_BYTES])
+def test_the_end_of_a_cell_costs_its_only_reader_nothing(capacity: int) -> None:
+    log = OutputLog(capacity, 1 << 40)
+    reader = log.attach(0)
+    while log.room():
+        log.write(STDOUT, bytes(READ_BYTES))
+    for source in (STDOUT, STDERR):
+        log.write(source, bytes(PIPE_BYTES))
+    log.add_error(bytes(NAME_BYTES + VALUE_BYTES + TRACEBACK_BYTES))
+    assert not gaps(log, reader)
 
 
 def test_the_marker_of_the_limit_is_told_though_it_was_dropped() -> None:
