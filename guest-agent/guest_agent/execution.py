@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import os
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -24,10 +24,16 @@ RUNNING_BYTES, ENDED_BYTES = 24 << 20, 12 << 20
 CHUNK_BYTES = 128 << 10
 DEFAULT_OUTPUT_LIMIT = 256 << 20
 KEPT_ENDED = 256
+# Ids of what has ended and is kept no longer: none of them may run again. So many take 11 MB.
+REMEMBERED_IDS = 100_000
 
 
 class ExecutionIdTaken(Exception):
     """The id belongs to an execution with another request."""
+
+
+class ExecutionForgotten(Exception):
+    """The id belongs to an execution that has ended and is kept no longer."""
 
 
 def _nothing() -> None:
@@ -190,22 +196,29 @@ def _gap_event(lost: Gap) -> pb.ExecutionEvent:
 
 
 class Executions:
-    """Every execution of this VM by id: all that run, and the latest KEPT_ENDED that have ended."""
+    """Every execution of this VM by id: all that run, and the latest KEPT_ENDED that have ended.
+
+    Of REMEMBERED_IDS before those only that they have run is known.
+    """
 
     def __init__(self, activity: Activity) -> None:
         self.activity = activity
         self.background_is_activity = True
         self.by_id: OrderedDict[str, Execution] = OrderedDict()
         self._numbers = itertools.count(1)
+        self._forgotten: set[bytes] = set()
+        self._forgotten_in_order: deque[bytes] = deque()
 
     def open(self, request: pb.ExecuteRequest) -> tuple[Execution, bool]:
-        """The execution of this request and whether it is new. Raises ExecutionIdTaken."""
+        """The execution of this request and whether it is new. Raises ExecutionIdTaken, ExecutionForgotten."""
         digest = hashlib.blake2b(request.SerializeToString(deterministic=True)).digest()
         known = self.by_id.get(request.execution_id)
         if known is not None:
             if known.digest != digest:
                 raise ExecutionIdTaken
             return known, False
+        if _short(request.execution_id) in self._forgotten:
+            raise ExecutionForgotten
         execution = Execution(
             next(self._numbers),
             request.execution_id or os.urandom(10).hex(),
@@ -242,4 +255,17 @@ class Executions:
                 return
             if not execution.output.readers:
                 del self.by_id[execution.execution_id]
+                self._remember(execution.execution_id)
                 count, size = count - 1, size - execution.output.size_bytes
+
+    def _remember(self, execution_id: str) -> None:
+        """No more than that it has run."""
+        self._forgotten.add(digest := _short(execution_id))
+        self._forgotten_in_order.append(digest)
+        if len(self._forgotten_in_order) > REMEMBERED_IDS:
+            self._forgotten.remove(self._forgotten_in_order.popleft())
+
+
+def _short(execution_id: str) -> bytes:
+    """In place of an id, which may take four times as much."""
+    return hashlib.blake2b(execution_id.encode(), digest_size=16).digest()

@@ -10,7 +10,7 @@ from typing import Any
 from grpclib.const import Status
 
 from guest_agent.command import CommandRun
-from guest_agent.execution import Execution, ExecutionIdTaken, Executions
+from guest_agent.execution import Execution, ExecutionForgotten, ExecutionIdTaken, Executions
 from guest_agent.launch import Launcher
 from guest_agent.python_language import Cell, PythonLanguage, QueueFull
 from guest_agent.rpc import Refused
@@ -58,6 +58,9 @@ class ExecutionService:
             execution, new = self._executions.open(request)
         except ExecutionIdTaken:
             raise Refused(Status.ALREADY_EXISTS, "EXECUTION_EXISTS", "this id has another request") from None
+        except ExecutionForgotten:
+            message = "this id has run to its end, and what it was is kept no longer"
+            raise Refused(Status.FAILED_PRECONDITION, "EXECUTION_ENDED", message) from None
         if new:
             self._launch(request, execution)
         async for event in execution.events(0, attached=not new):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from guest_agent.activity import Activity
-from guest_agent.execution import KEPT_ENDED, Executions
+from guest_agent.execution import KEPT_ENDED, ExecutionForgotten, Executions
 from guest_agent.execution_service import MAX_COMMANDS
 from sandpool.v1 import execution_pb2 as pb
 
@@ -138,3 +140,27 @@ def test_ten_thousand_executions_are_kept_only_while_they_are_few() -> None:
         execution.output.write(1, bytes(1000))
         execution.finish(pb.ExecutionEnded())
     assert len(executions.by_id) <= KEPT_ENDED + 1 and "9999" in executions.by_id
+
+
+def test_what_is_kept_no_longer_does_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guest_agent.execution.REMEMBERED_IDS", 100)
+    executions = Executions(Activity(0.0))
+    numbers = range(KEPT_ENDED + 200)
+    for number in numbers:
+        executions.open(pb.ExecuteRequest(execution_id=str(number)))[0].finish(pb.ExecutionEnded())
+    gone = [number for number in numbers if str(number) not in executions.by_id]
+    assert len(gone) > 190
+    for number in gone[-100:]:
+        with pytest.raises(ExecutionForgotten):
+            executions.open(pb.ExecuteRequest(execution_id=str(number)))
+    assert len(executions._forgotten) == len(executions._forgotten_in_order) == 100
+
+
+async def test_a_repetition_of_what_is_kept_no_longer_is_refused(agent: Agent) -> None:
+    await agent.shell("echo >> ran", execution_id="a")
+    for _ in range(KEPT_ENDED + 1):
+        await agent.code("")
+    with refused() as refusal:
+        await agent.shell("echo >> ran", execution_id="a")
+    assert refusal.said == ("FAILED_PRECONDITION", "EXECUTION_ENDED", "")
+    assert (agent.data / "ran").read_text() == "\n"

@@ -144,7 +144,8 @@ class ExecuteRequest(_message.Message):
     KEEP_STDIN_OPEN_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     """1 to 64 characters of A-Z a-z 0-9 _ . - ; chosen by the client, so that a repeated call does not run twice within an
-    epoch. Empty: the guest issues one.
+    epoch. That holds for all executions that are kept (see Get), and the latest 100,000 before them. Empty: the guest
+    issues one.
     """
     cwd: _builtins.str
     """Working directory of a command; absolute or relative to /mnt/data, which is the default. For code: the directory is

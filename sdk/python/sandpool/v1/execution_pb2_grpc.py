@@ -98,6 +98,7 @@ class ExecutionServiceServicer:
     def Execute(self, request, context):
         """Starts an execution and streams its events: started, then output, results, errors and gaps, then ended, exactly once.
         The same execution_id with the identical request attaches to it from the start; with another request: ALREADY_EXISTS.
+        FAILED_PRECONDITION EXECUTION_ENDED: it has run to its end and is kept no longer (see Get); nothing ran again.
         NOT_FOUND: no such pool, or EXISTING_ONLY and no session. RESOURCE_EXHAUSTED: no session to be had (RetryInfo), or 16
         executions wait for the language worker already. INVALID_ARGUMENT: code, stdin and env exceed 1 MiB together.
         """
