@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import signal
+from collections import deque
 from dataclasses import dataclass
 
 from guest_agent.execution import CHUNK_BYTES, Execution
@@ -33,7 +34,7 @@ class QueueFull(Exception):
     """QUEUE_LENGTH cells wait already."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Cell:
     """One run of code."""
 
@@ -53,7 +54,8 @@ class PythonLanguage:
         """preimport: the first worker, which the template is frozen with, imports the popular libraries."""
         self._launcher = launcher
         self._preimport = preimport
-        self._queue: asyncio.Queue[Cell] = asyncio.Queue(QUEUE_LENGTH)
+        self._queue: deque[Cell] = deque()
+        self._queued = asyncio.Event()
         self._worker: WorkerProcess | None = None
         self._lock = asyncio.Lock()
         self._current: Cell | None = None
@@ -61,17 +63,17 @@ class PythonLanguage:
 
     def submit(self, cell: Cell) -> None:
         """Queue a cell. Raises QueueFull."""
-        try:
-            self._queue.put_nowait(cell)
-        except asyncio.QueueFull:
-            raise QueueFull from None
+        if len(self._queue) >= QUEUE_LENGTH:
+            raise QueueFull
+        self._queue.append(cell)
+        self._queued.set()
         cell.execution.cancel = lambda reason: self._stop(cell, reason)
         cell.execution.signal = lambda number: self._signal(cell, number)
 
     async def run(self) -> None:
         """Run cells until cancelled."""
         while True:
-            cell = await self._queue.get()
+            cell = await self._next()
             async with self._lock:
                 try:
                     await self._run_cell(cell)
@@ -80,6 +82,12 @@ class PythonLanguage:
                     self._refuse(cell.execution, "the agent failed", pb.ExecutionEnded(exit_code=1))
                     if self._worker is not None:
                         await self._bury(self._worker)
+
+    async def _next(self) -> Cell:
+        while not self._queue:
+            self._queued.clear()
+            await self._queued.wait()
+        return self._queue.popleft()
 
     async def seed(self, seed: bytes) -> bytes:
         """Reseed the worker's generators; starts the worker if there is none. Returns a sample of 32 bytes.
@@ -175,6 +183,8 @@ class PythonLanguage:
         cell.kill = reason
         cell.execution.release()
         if cell is not self._current:
+            if cell in self._queue:  # else it is about to run
+                self._queue.remove(cell)
             cell.execution.finish(pb.ExecutionEnded(killed=reason))
         elif self._worker:
             program = self._worker.program

@@ -5,9 +5,11 @@ import select
 
 import pytest
 
+from guest_agent.python_language import QUEUE_LENGTH
 from sandpool.v1 import execution_pb2 as pb
 
 from .conftest import Agent, Outcome
+from .files import refused
 from .test_executions import seconds
 
 
@@ -173,9 +175,16 @@ async def test_cells_beyond_the_queue_are_refused_and_cancelled_ones_never_run(a
         pb.ExecuteRequest(code=pb.Code(source="import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)"))
     )
     await gate.read()
-    waiting = agent.executions.Execute(pb.ExecuteRequest(execution_id="w", code=pb.Code(source="open('ran', 'w')")))
-    await waiting.read()
-    await agent.executions.Cancel(pb.CancelRequest(execution_id="w"))
+    for turn in range(2):  # those that were cancelled leave their places to others
+        ids = [f"{turn}-{number}" for number in range(QUEUE_LENGTH)]
+        for execution_id in ids:
+            code = pb.Code(source="open('ran', 'w')")
+            await agent.executions.Execute(pb.ExecuteRequest(execution_id=execution_id, code=code)).read()
+        with refused() as refusal:
+            await agent.code("print(0)")
+        assert refusal.said == ("RESOURCE_EXHAUSTED", "LANGUAGE_QUEUE_FULL", "")
+        for execution_id in ids:
+            await agent.executions.Cancel(pb.CancelRequest(execution_id=execution_id))
     (agent.data / "go").touch()
     assert (await agent.code("print(1)")).stdout == b"1\n" and not (agent.data / "ran").exists()
 
