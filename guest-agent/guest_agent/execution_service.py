@@ -121,6 +121,8 @@ class ExecutionService:
             raise Refused(Status.INVALID_ARGUMENT, "INVALID_FIELD", "at most 1 MiB", "data")
         execution = self._running(request.execution_id)
         stdin = execution.stdin
+        if stdin is not None:
+            await stdin.room()  # what is queued stays so, though its call is given up
         if stdin is None or stdin.closed:
             raise Refused(Status.FAILED_PRECONDITION, "STDIN_CLOSED", "standard input is closed")
         stdin.write(request.data)

@@ -41,6 +41,11 @@ class InputPipe(asyncio.BaseProtocol):
         """asyncio's."""
         self._room.set()
 
+    async def room(self) -> None:
+        """Wait until there is room, or the end. Of all who wait the first to write may take it."""
+        while not (self.closed or self._room.is_set()):
+            await self._room.wait()
+
     def write(self, data: bytes) -> None:
         """Queue bytes. Nothing happens after the end."""
         if self.closed or not data:

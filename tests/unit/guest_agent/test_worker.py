@@ -1,14 +1,16 @@
 """What Python code can do to its worker, on a real guest agent: it ends, or it lives on, and either is told."""
 
+import asyncio
 import os
 import select
 
+import grpc
 import pytest
 
 from guest_agent.python_language import QUEUE_LENGTH
 from sandpool.v1 import execution_pb2 as pb
 
-from .conftest import Agent, Outcome
+from .conftest import Agent, Outcome, gather
 from .files import refused
 from .test_executions import seconds
 
@@ -213,6 +215,23 @@ async def test_input_waits_for_a_program_that_does_not_read(agent: Agent) -> Non
     while isinstance(event := await call.read(), pb.ExecutionEvent):
         output += event.output.data
     assert output == b"2097152\n"
+
+
+async def test_input_that_is_given_up_does_not_pile_up(agent: Agent) -> None:
+    shell = "until [ -e go ]; do sleep 0.01; done; wc -c"
+    request = pb.ExecuteRequest(execution_id="a", command=pb.Command(shell=shell), keep_stdin_open=True)
+    call = aiter(agent.executions.Execute(request))
+    await anext(call)
+    more = pb.InputRequest(execution_id="a", data=bytes(1 << 20))
+    first = asyncio.ensure_future(agent.executions.Input(more))
+    for outcome in await asyncio.gather(
+        *(agent.executions.Input(more, timeout=0.5) for _ in range(10)), return_exceptions=True
+    ):
+        assert isinstance(outcome, grpc.aio.AioRpcError) and outcome.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    (agent.data / "go").touch()
+    await first
+    await agent.executions.Input(pb.InputRequest(execution_id="a", end=True))
+    assert (await gather(call)).stdout == b"1048576\n"
 
 
 async def test_pictures_are_bytes_whoever_shows_them(agent: Agent) -> None:
