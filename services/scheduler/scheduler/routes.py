@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -12,7 +13,7 @@ import grpc
 from sandpool.pool.v1 import pool_pb2
 from sandpool.v1 import execution_pb2_grpc, file_pb2_grpc, session_pb2
 from scheduler.flight import Flights
-from scheduler.pool_manager import PoolManager
+from scheduler.pool_manager import REPORT_SECONDS, PoolManager
 from scheduler.route_cache import RouteCache
 from service_kit import failpoint, rpc
 from service_kit.errors import DeadlineExceeded, ResourceExhausted, SandpoolError
@@ -20,6 +21,8 @@ from service_kit.errors import DeadlineExceeded, ResourceExhausted, SandpoolErro
 MAX_ROUTES = 1024
 # A new permission is asked for when this part of the old one's time is over.
 FRESH_PART = 0.8
+# A pool-manager that restarts is back well within REPORT_SECONDS.
+REPORT_AGAIN_SECONDS = 0.5
 
 Key = tuple[str, str]  # pool, identifier
 READY, TRANSIENT_FAILURE = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
@@ -141,14 +144,21 @@ class Routes:
         except SandpoolError:
             return None
 
-    async def report_violation(self, route: Route, rule: str) -> pool_pb2.ReportVmResponse | None:
-        """Have the VM destroyed, whether or not the caller stays to hear of it. None: nobody could be told."""
-        report = self._pool_manager.report(route.vm_id, session_pb2.END_REASON_GUEST_PROTOCOL, rule)
+    async def report_violation(self, route: Route, rule: str) -> None:
+        """Have the VM destroyed, whether or not the caller stays to hear of it."""
         self.drop(route)
-        try:
-            return await asyncio.shield(self._own(report))
-        except SandpoolError:
-            return None
+        await asyncio.shield(self._own(self._insist(route.vm_id, rule)))
+
+    async def _insist(self, vm_id: str, rule: str) -> None:
+        """Report until it is heard: unlike a lost VM, nobody else would find this one out. Gives up in the end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REPORT_SECONDS):
+                while True:
+                    try:
+                        await self._pool_manager.report(vm_id, session_pb2.END_REASON_GUEST_PROTOCOL, rule)
+                        return
+                    except SandpoolError:
+                        await asyncio.sleep(REPORT_AGAIN_SECONDS)
 
     async def close(self) -> None:
         """Close every idle channel and wait for what is under way."""

@@ -49,6 +49,7 @@ class Fleet:
     ended: dict[tuple[str, str], Vm] = field(default_factory=dict)
     acquires: list[session_pb2.SessionRef] = field(default_factory=list)
     reports: list[pool_pb2.ReportVmRequest] = field(default_factory=list)
+    unheard: int = 0  # so many reports fail
     reported: asyncio.Event = field(default_factory=asyncio.Event)
     held: asyncio.Event | None = None  # if set, Acquire waits for it
     asked: asyncio.Event = field(default_factory=asyncio.Event)
@@ -112,6 +113,9 @@ class Assignment(pool_pb2_grpc.AssignmentServiceServicer):
     async def ReportVm(self, request: pool_pb2.ReportVmRequest, context: object) -> pool_pb2.ReportVmResponse:  # noqa: N802
         self._fleet.reports.append(request)
         self._fleet.reported.set()
+        if self._fleet.unheard:
+            self._fleet.unheard -= 1
+            raise errors.Unavailable("STORE", "the store cannot write")
         vm = self._fleet.of(request.vm_id)
         if request.reason == session_pb2.END_REASON_GUEST_PROTOCOL:
             self._fleet.end(vm, request.reason)

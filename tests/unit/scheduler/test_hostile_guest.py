@@ -129,6 +129,16 @@ async def test_a_stream_that_breaks_a_rule_ends_the_vm(world: World, events: lis
     assert not guest.requests[0].HasField("session")
 
 
+async def test_a_violation_is_reported_until_it_is_heard(world: World) -> None:
+    world.fleet.unheard = 1
+    async with serving(world, Guest([ENDED])):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await gather_all(world.executions.Execute(world.shell("x", execution_id="a")))
+    assert failure(caught).reason == "SESSION_LOST"
+    assert len(world.fleet.reports) == 2
+    assert world.fleet.of("bad").end_reason == session_pb2.END_REASON_GUEST_PROTOCOL
+
+
 async def gather_all(call: Any) -> None:
     async for _ in call:
         pass
