@@ -61,7 +61,7 @@ class FileService(file_pb2_grpc.FileServiceServicer):
         self, requests: AsyncIterator[pb.WriteFileRequest], context: Context
     ) -> pb.WriteFileResponse:
         """Write a file atomically."""
-        messages = aiter(requests)
+        messages = _to_the_end(requests, context)
         first = await anext(messages, pb.WriteFileRequest())
         validation.check_header(first)
         call = SessionCall(self._routes, first.header.session, context, allocates=True)
@@ -93,3 +93,16 @@ class FileService(file_pb2_grpc.FileServiceServicer):
     ) -> AsyncIterator[pb.WatchFilesResponse]:
         """Not built yet."""
         raise Unimplemented("UNIMPLEMENTED", "watching files is not built yet")
+
+
+async def _to_the_end(
+    requests: AsyncIterator[pb.WriteFileRequest], context: Context
+) -> AsyncIterator[pb.WriteFileRequest]:
+    """What the client sends; a call that breaks off is cancelled before that looks like its end.
+
+    To grpcio the requests of such a call end, and it is cancelled a moment later: that has happened by the time that
+    another read is answered.
+    """
+    async for request in requests:
+        yield request
+    await context.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -96,6 +97,32 @@ async def test_an_upload_that_breaks_off_leaves_nothing(world: World) -> None:
     listed = await world.files.List(pb.ListFilesRequest(session=ref()))
     assert not listed.files
     assert not [path for path in guest.data.iterdir() if path.name in ("a", "b")]
+
+
+async def test_an_upload_that_breaks_off_does_not_look_like_a_whole_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: asyncio.Queue[str] = asyncio.Queue()
+    fates: asyncio.Queue[str] = asyncio.Queue()
+
+    async def write(_: object, first: pb.WriteFileRequest, messages: AsyncIterator[pb.WriteFileRequest]) -> Any:
+        begun.put_nowait(first.header.path)
+        fate = "broken off"
+        try:
+            async for _ in messages:
+                pass
+            fate = "whole"
+            return pb.WriteFileResponse()
+        finally:
+            fates.put_nowait(fate)
+
+    monkeypatch.setattr("scheduler.file_stream.write", write)
+    for _ in range(20):
+        call = world.files.Write()
+        await call.write(pb.WriteFileRequest(header=pb.WriteFileHeader(session=ref(), path="a")))
+        await begun.get()
+        call.cancel()
+        assert await fates.get() == "broken off"
 
 
 async def test_an_upload_to_a_sealed_session_goes_to_the_next(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
