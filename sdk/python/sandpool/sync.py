@@ -27,17 +27,19 @@ class _Bridge:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        # Whether work may be submitted; a thread that holds the lock may come again, from the garbage collector.
+        self._closing, self._lock = False, threading.RLock()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sandpool", daemon=True)
         self._thread.start()
 
     @property
     def closed(self) -> bool:
-        return self._loop.is_closed()
+        return self._closing
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        if self.closed:
+        if threading.current_thread() is self._thread:
             work.close()
-            raise RuntimeError("the client is closed")
+            raise RuntimeError("a sink or progress callback cannot use its own client, which waits for it to return")
         over = threading.Event()
 
         async def whole() -> T:
@@ -46,7 +48,11 @@ class _Bridge:
             finally:
                 over.set()
 
-        future = asyncio.run_coroutine_threadsafe(whole(), self._loop)
+        with self._lock:
+            if self._closing:
+                work.close()
+                raise RuntimeError("the client is closed")
+            future = asyncio.run_coroutine_threadsafe(whole(), self._loop)
         try:
             return future.result()
         except BaseException:  # of the work; or Ctrl-C while we wait, and then the work has to end first
@@ -65,11 +71,14 @@ class _Bridge:
             while (item := self.run(step())) is not end:
                 yield item  # type: ignore[misc]
         finally:
-            # close() has ended what is not over; whoever drops an iterator later gets no error from the collector.
-            if isinstance(source, AsyncGenerator) and not self.closed:
-                self.run(_close(source))
+            # Not waited for: the garbage collector drops iterators on any thread, ours too. close() ends the others.
+            with self._lock:
+                if isinstance(source, AsyncGenerator) and not self._closing:
+                    asyncio.run_coroutine_threadsafe(_close(source), self._loop)
 
     def close(self) -> None:
+        with self._lock:
+            self._closing = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.run_until_complete(_cancel_others())
@@ -227,7 +236,7 @@ class Session:
     def run(
         self, source: str, *, on_stdout: Sink | None = None, on_stderr: Sink | None = None, **options: Unpack[Options]
     ) -> events.Result:
-        """Run Python code to its end. The sinks are called on another thread."""
+        """Run Python code to its end. The sinks are called on the client's own thread, and cannot use the client."""
         return self._bridge.run(self._session.run(source, on_stdout=on_stdout, on_stderr=on_stderr, **options))
 
     def exec(
@@ -238,7 +247,7 @@ class Session:
         on_stderr: Sink | None = None,
         **options: Unpack[Options],
     ) -> events.Result:
-        """Run a command to its end. The sinks are called on another thread."""
+        """Run a command to its end. The sinks are called on the client's own thread, and cannot use the client."""
         return self._bridge.run(self._session.exec(command, on_stdout=on_stdout, on_stderr=on_stderr, **options))
 
     def attach(self, execution_id: str, position: int = 0) -> Iterator[events.Event]:

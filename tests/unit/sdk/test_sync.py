@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from sandpool import Client, SessionEnded
+from sandpool import Client, SessionEnded, sync
 from sandpool.errors import NotFound, PoolChanged, PoolInUse, Unavailable
 from sandpool.events import Ended, Stdout
 from sandpool.v1 import pool_pb2
@@ -121,6 +123,60 @@ def test_threads_share_a_client(address: str) -> None:
             thread.join()
         assert sorted(results) == [f"{n}\n" for n in range(8)]
         session.stop()
+
+
+def test_a_sink_that_uses_its_own_client_is_told(address: str) -> None:
+    source = (
+        "import sys, sandpool\n"
+        "with sandpool.Client(sys.argv[1]) as client, client.session() as session:\n"
+        "    answer = lambda data: session.input('e', b'y')\n"
+        "    session.exec('echo sure?; read answer', keep_stdin_open=True, execution_id='e', on_stdout=answer)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", source, address], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "RuntimeError: a sink or progress callback cannot use" in done.stderr, done.stderr
+
+
+def test_an_iterator_may_be_dropped_on_the_thread_of_its_client() -> None:
+    ended = threading.Event()
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            ended.set()
+
+    async def drop() -> None:
+        stream.close()
+
+    bridge = sync._Bridge()
+    stream = bridge.iterate(numbers())
+    assert next(stream) == 1
+    # A thread of its own: it would hang, and we would with it.
+    dropping = threading.Thread(target=bridge.run, args=[drop()], daemon=True)
+    dropping.start()
+    dropping.join(30)
+    assert not dropping.is_alive() and ended.wait(30)
+    bridge.close()
+
+
+def test_a_client_that_closes_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    closing, go = threading.Event(), threading.Event()
+
+    async def cancel_others() -> None:
+        closing.set()
+        await asyncio.to_thread(go.wait)
+
+    monkeypatch.setattr(sync, "_cancel_others", cancel_others)
+    bridge = sync._Bridge()
+    closer = threading.Thread(target=bridge.close)
+    closer.start()
+    assert closing.wait(30)
+    try:
+        with pytest.raises(RuntimeError, match="closed"):
+            bridge.run(asyncio.sleep(0))
+    finally:
+        go.set()
+        closer.join()
 
 
 def test_nobody_there() -> None:
