@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-from sandpool.errors import SandpoolError, Unavailable, mapped
+from sandpool.errors import Unavailable, broke, lost, mapped
 
 Q = TypeVar("Q", contravariant=True)
 A = TypeVar("A", covariant=True)
@@ -22,26 +23,35 @@ class Method(Protocol[Q, A]):
         """Raises AioRpcError."""
 
 
-async def call(method: Method[Q, A], request: Q, timeout: float | None, *, repeatable: bool = True) -> A:
+async def call(
+    method: Method[Q, A], request: Q, timeout: float | None, *, repeatable: bool = True, forwarded: bool = False
+) -> A:
     """Call, each time for at most timeout seconds (None: without a bound). Raises SandpoolError.
 
-    While sandpool is unavailable, a repeatable call is repeated; another one only if sandpool said that nothing ran.
+    While sandpool is unavailable, a repeatable call is repeated; another one only if nothing ran: else it raises
+    ConnectionLost. forwarded: the pool-manager serves it, and not a VM.
     """
     for seconds in REPEAT_AFTER_SECONDS:
         try:
-            with mapped():
+            with mapped() if repeatable else mapped_once(forwarded):
                 return await method(request, timeout=timeout)
-        except Unavailable as error:
-            if not (repeatable or _said_by_sandpool(error)):
-                raise
-        await asyncio.sleep(seconds)
-    with mapped():
+        except Unavailable:
+            await asyncio.sleep(seconds)
+    with mapped() if repeatable else mapped_once(forwarded):
         return await method(request, timeout=timeout)
 
 
-def _said_by_sandpool(error: SandpoolError) -> bool:
-    """Whether sandpool itself answered, and no connection broke."""
-    return error.reason != error.code
+@contextmanager
+def mapped_once(forwarded: bool = False) -> Iterator[None]:
+    """As mapped, for a call that is not to be repeated if it may have run: Unavailable says that nothing did."""
+    try:
+        with mapped():
+            yield
+    except Unavailable as error:
+        # The scheduler says that of its own connection, whether it could not be made or broke under the call.
+        if broke(error) or (forwarded and error.reason == "POOL_MANAGER_UNREACHABLE"):
+            raise lost(error) from error
+        raise
 
 
 async def pages(fetch: Callable[[str], Awaitable[Any]], field: str) -> AsyncIterator[Any]:

@@ -141,7 +141,7 @@ class PermissionDenied(SandpoolError):
 
 
 class Unavailable(SandpoolError):
-    """sandpool cannot be reached; nothing ran."""
+    """sandpool cannot be reached; nothing ran, or what may have run can be repeated."""
 
 
 class DeadlineExceeded(SandpoolError):
@@ -165,7 +165,7 @@ class PoolChanged(Aborted):
 
 
 class ConnectionLost(Aborted):
-    """The way to the VM broke during the call: what was asked for may have run. The session may live."""
+    """The way to sandpool or to the VM broke during the call: what was asked for may have run. The session may live."""
 
 
 class Cancelled(SandpoolError):
@@ -176,6 +176,8 @@ class Internal(SandpoolError):
     """sandpool's own fault."""
 
 
+# How gRPC begins to say that there was no connection, and the call was never sent.
+_NEVER_SENT = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
 _BY_CODE: Mapping[grpc.StatusCode, type[SandpoolError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
     grpc.StatusCode.OUT_OF_RANGE: InvalidArgument,
@@ -244,6 +246,16 @@ def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
     except ValueError:  # details that contradict the status: of something between us and sandpool
         return None
     return found
+
+
+def broke(error: SandpoolError) -> bool:
+    """Whether the connection to sandpool broke under the call: nobody has said what became of it."""
+    return isinstance(error, Unavailable) and error.reason == error.code and not error.message.startswith(_NEVER_SENT)
+
+
+def lost(error: SandpoolError) -> ConnectionLost:
+    """The error of a call that broke, and may not be repeated."""
+    return ConnectionLost(error.message, reason="CONNECTION_LOST", code=error.code)
 
 
 @contextmanager

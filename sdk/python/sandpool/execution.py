@@ -13,7 +13,7 @@ import grpc
 
 from sandpool import events
 from sandpool.decoder import Decoder
-from sandpool.errors import Internal, from_grpc
+from sandpool.errors import Internal, Unavailable, broke, from_grpc, lost
 from sandpool.v1 import execution_pb2 as pb
 from sandpool.v1 import execution_pb2_grpc, session_pb2
 
@@ -94,7 +94,7 @@ async def stream(stub: execution_pb2_grpc.ExecutionServiceAsyncStub, request: Re
 
     Repeating is safe: the request has an execution id, so it attaches to what runs already and never runs it again.
     """
-    state, failures = _Stream(request, bind), 0
+    state, failures, may_have_run = _Stream(request, bind), 0, False
     while not state.ended:
         now = state.request
         call = stub.Execute(now) if isinstance(now, pb.ExecuteRequest) else stub.Attach(now)
@@ -108,8 +108,12 @@ async def stream(stub: execution_pb2_grpc.ExecutionServiceAsyncStub, request: Re
                 raise Internal("the stream ended and does not say how the execution did", reason="NO_END")
         except grpc.aio.AioRpcError as error:
             failures += 1
-            if not state.ended and (error.code() is not grpc.StatusCode.UNAVAILABLE or failures > RESUME_TRIES):
-                raise from_grpc(error) from error
+            known = from_grpc(error)
+            may_have_run = may_have_run or state.started or broke(known)
+            if not state.ended and not isinstance(known, Unavailable):
+                raise known from error
+            if not state.ended and failures > RESUME_TRIES:
+                raise (lost(known) if may_have_run else known) from error
         finally:
             call.cancel()
         if not state.ended:

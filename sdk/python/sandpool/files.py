@@ -12,7 +12,7 @@ from typing import IO, Protocol
 
 import grpc
 
-from sandpool.calls import call, pages
+from sandpool.calls import call, mapped_once, pages
 from sandpool.errors import DataLoss, mapped
 from sandpool.upload import upload
 from sandpool.v1 import file_pb2 as pb
@@ -78,7 +78,7 @@ class Files:
                 digest.update(data)
                 yield data
 
-        with mapped():
+        with mapped_once():
             response = await upload(self._stub, header, digested())
         self._owner.bind(response.session)
         if response.sha256 != digest.digest():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Unpack
 
 import grpc
 
 from sandpool.calls import call, pages
-from sandpool.errors import NotFound
+from sandpool.errors import ConnectionLost, NotFound, PoolNotFound
 from sandpool.settings import Settings, spec_of
 from sandpool.v1 import pool_pb2 as pb
 from sandpool.v1 import pool_pb2_grpc
@@ -59,11 +60,16 @@ class Pools:
         request.update_mask.paths.extend([*fields, *paths])
         # A repeat that sets the same again is none; one that expects a generation would meet its own.
         repeatable = expected_generation is None
-        return (await call(self._stub.Update, request, self._timeout, repeatable=repeatable)).pool
+        return (await call(self._stub.Update, request, self._timeout, repeatable=repeatable, forwarded=True)).pool
 
     async def delete(self, name: str, *, force: bool = False) -> None:
         """No new sessions from now on; gone with the last VM. force ends live sessions."""
-        await call(self._stub.Delete, pb.DeletePoolRequest(name=name, force=force), self._timeout)
+        request = pb.DeletePoolRequest(name=name, force=force)
+        try:
+            await call(self._stub.Delete, request, self._timeout, repeatable=False, forwarded=True)
+        except ConnectionLost:
+            with suppress(PoolNotFound):  # it was done, and an empty pool is gone at once
+                await call(self._stub.Delete, request, self._timeout)
 
     async def until_ready(self, name: str, report: Callable[[pb.Pool], None] = lambda _: None) -> pb.Pool:
         """Wait until ready_target VMs of its latest settings are warm, or as many as max_sessions leaves room for.

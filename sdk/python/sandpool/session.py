@@ -155,8 +155,11 @@ class AsyncSession:
 
     async def stop(self) -> bool:
         """End the session and destroy its VM; False if it had ended already."""
-        request = session_pb2.StopSessionRequest(session=self.ref())
+        request, stub = session_pb2.StopSessionRequest(session=self.ref()), self._client.sessions_stub
+        # By its name alone, a repeat could end the next session.
+        repeatable = request.session.HasField("expected_epoch")
         try:
-            return (await call(self._client.sessions_stub.Stop, request, self._client.timeout)).stopped
+            answer = await call(stub.Stop, request, self._client.timeout, repeatable=repeatable, forwarded=True)
+            return answer.stopped
         except SessionEnded:
             return False

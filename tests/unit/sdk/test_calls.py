@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 from grpc.aio import AioRpcError, Metadata
 
-from sandpool import calls, errors
+from sandpool import AsyncClient, calls, errors
 from sandpool.calls import call
 from sandpool.settings import Settings, spec_of
 from sandpool.v1 import pool_pb2
@@ -25,21 +27,23 @@ def said(error: service_errors.SandpoolError) -> AioRpcError:
     return AioRpcError(status.code, Metadata(), trailers, details=status.details)
 
 
-NOTHING_RAN = said(service_errors.Unavailable("POOL_MANAGER_UNREACHABLE", "the pool-manager cannot be reached"))
+NOTHING_RAN = said(service_errors.Unavailable("SESSION_UNREACHABLE", "no connection to its VM could be opened"))
+# Of a call that the pool-manager serves, this leaves it open.
+NO_POOL_MANAGER = said(service_errors.Unavailable("POOL_MANAGER_UNREACHABLE", "the pool-manager cannot be reached"))
 
 
 class Method:
     """Fails as it is told, then answers."""
 
-    def __init__(self, *failures: AioRpcError) -> None:
-        self.failures = list(failures)
+    def __init__(self, *failures: AioRpcError, answer: Any = "answer") -> None:
+        self.failures, self.answer = list(failures), answer
         self.timeouts: list[float | None] = []
 
-    async def __call__(self, request: str, /, *, timeout: float | None = None) -> str:
+    async def __call__(self, request: Any, /, *, timeout: float | None = None) -> Any:
         self.timeouts.append(timeout)
         if self.failures:
             raise self.failures.pop(0)
-        return f"answer to {request}"
+        return self.answer
 
 
 @pytest.fixture(autouse=True)
@@ -48,22 +52,77 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "REPEAT_AFTER_SECONDS", (0.0, 0.0, 0.0, 0.0))
 
 
-@pytest.mark.parametrize("failure", [BROKEN, NOTHING_RAN])
+@pytest.mark.parametrize("failure", [BROKEN, NOTHING_RAN, NO_POOL_MANAGER])
 async def test_a_repeatable_call_is_repeated_each_time_with_its_bound(failure: AioRpcError) -> None:
     method = Method(failure, failure, failure, failure)
-    assert await call(method, "x", 7.0) == "answer to x"
+    assert await call(method, "x", 7.0, forwarded=True) == "answer"
     assert method.timeouts == [7.0] * 5
     with pytest.raises(errors.Unavailable):
         await call(Method(*[failure] * 5), "x", None)
 
 
-async def test_what_may_have_run_is_not_repeated() -> None:
-    method = Method(BROKEN)
-    with pytest.raises(errors.Unavailable):
-        await call(method, "x", 1.0, repeatable=False)
+@pytest.mark.parametrize(("failure", "forwarded"), [(BROKEN, False), (BROKEN, True), (NO_POOL_MANAGER, True)])
+async def test_what_may_have_run_is_not_repeated(failure: AioRpcError, forwarded: bool) -> None:
+    method = Method(failure)
+    with pytest.raises(errors.ConnectionLost):
+        await call(method, "x", 1.0, repeatable=False, forwarded=forwarded)
     assert len(method.timeouts) == 1
-    method = Method(NOTHING_RAN)  # sandpool says so
-    assert await call(method, "x", 1.0, repeatable=False) == "answer to x"
+
+
+@pytest.mark.parametrize(
+    ("failure", "forwarded"), [(NOTHING_RAN, False), (NOTHING_RAN, True), (NO_POOL_MANAGER, False)]
+)
+async def test_what_did_not_run_is_repeated(failure: AioRpcError, forwarded: bool) -> None:
+    method = Method(failure)
+    assert await call(method, "x", 1.0, repeatable=False, forwarded=forwarded) == "answer"
+    with pytest.raises(errors.Unavailable):
+        await call(Method(*[failure] * 5), "x", None, repeatable=False, forwarded=forwarded)
+
+
+async def test_where_nobody_is_nothing_ran(directory: Path) -> None:
+    for address in (f"unix:{directory / 'nobody'}", "127.0.0.1:1", "nowhere.invalid:80"):
+        async with AsyncClient(address) as client:
+            with pytest.raises(errors.Unavailable):
+                await client.session().files.remove("x")
+            with pytest.raises(errors.Unavailable):
+                await client.session().write("x", b"y")
+
+
+@pytest.mark.parametrize("failure", [BROKEN, NO_POOL_MANAGER])
+async def test_a_change_of_a_pool_that_may_be_done_is_not_taken_for_a_foreign_one(failure: AioRpcError) -> None:
+    async with AsyncClient("unix:/nowhere") as client:
+        stub: Any = SimpleNamespace(Update=Method(failure, said(service_errors.Aborted("GENERATION_CHANGED", "m"))))
+        client.pools._stub = stub
+        with pytest.raises(errors.ConnectionLost):
+            await client.pools.update("p", vcpus=2, expected_generation=1)
+
+
+@pytest.mark.parametrize("failure", [BROKEN, NO_POOL_MANAGER])
+async def test_a_pool_that_is_gone_after_a_first_try_is_deleted(failure: AioRpcError) -> None:
+    gone = said(service_errors.NotFound("POOL_NOT_FOUND", "m"))
+    async with AsyncClient("unix:/nowhere") as client:
+        stub: Any = SimpleNamespace(Delete=Method(failure, NO_POOL_MANAGER, gone))
+        client.pools._stub = stub
+        await client.pools.delete("p")
+        stub.Delete = Method(NOTHING_RAN, gone)
+        with pytest.raises(errors.PoolNotFound):
+            await client.pools.delete("p")
+
+
+@pytest.mark.parametrize("failure", [BROKEN, NO_POOL_MANAGER])
+async def test_a_stop_is_repeated_of_a_known_session_only(failure: AioRpcError) -> None:
+    async with AsyncClient("unix:/nowhere") as client:
+        stop = Method(failure, answer=SimpleNamespace(stopped=True))
+        stub: Any = SimpleNamespace(Stop=stop)
+        client.sessions_stub = stub
+        known = client.session("p", "a")
+        known.epoch = 7
+        assert await known.stop() and len(stop.timeouts) == 2
+        for session in (client.session("p", "a"), client.session("p", "a", pin=False)):
+            stop.failures, stop.timeouts = [failure], []
+            with pytest.raises(errors.ConnectionLost):
+                await session.stop()
+            assert len(stop.timeouts) == 1
 
 
 @pytest.mark.parametrize("kind", [service_errors.Aborted, service_errors.DeadlineExceeded, service_errors.Internal])

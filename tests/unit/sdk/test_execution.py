@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
+import grpc
 import pytest
+from grpc.aio import AioRpcError, Metadata
 
-from sandpool.errors import Internal, InvalidArgument, NotFound, ResourceExhausted, SessionEnded, SessionLost
+from sandpool import execution
+from sandpool.errors import (
+    ConnectionLost,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    SessionEnded,
+    SessionLost,
+    Unavailable,
+)
 from sandpool.events import Display, Ended, Event, Gap, Started, Stdout
 from sandpool.v1 import execution_pb2 as pb
 from service_kit import errors
 
 from .conftest import Connected
-from .service import PICTURE
+from .service import PICTURE, events
 
 
 async def test_a_result_has_all_of_an_execution(connected: Connected) -> None:
@@ -75,6 +89,45 @@ async def test_a_broken_connection_loses_and_repeats_nothing(connected: Connecte
     if isinstance(again, pb.AttachRequest):
         assert again.session.expected_epoch == 7
     assert again.execution_id == "broken"
+
+
+class Breaking:
+    """A stub, and every call of it: some events, then the connection breaks; no other one comes about."""
+
+    def __init__(self, first: str, *said: pb.ExecutionEvent) -> None:
+        self.failures, self.said = [first], list(said)
+
+    def Execute(self, _request: Any) -> Breaking:  # noqa: N802
+        return self
+
+    Attach = Execute
+
+    async def __aiter__(self) -> AsyncIterator[pb.ExecutionEvent]:
+        while self.said:
+            yield self.said.pop(0)
+        details = self.failures.pop() if self.failures else "failed to connect to all addresses; last error: no"
+        raise AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), details=details)
+
+    def cancel(self) -> None:
+        """Nothing to do."""
+
+
+@pytest.mark.parametrize(
+    ("stub", "kind"),
+    [
+        (Breaking("failed to connect to all addresses; last error: no"), Unavailable),
+        (Breaking("Socket closed"), ConnectionLost),
+        (Breaking("Socket closed", events()[0]), ConnectionLost),
+    ],
+    ids=["never sent", "sent", "started"],
+)
+async def test_what_may_have_run_is_not_unavailable(
+    monkeypatch: pytest.MonkeyPatch, stub: Any, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr(execution, "RESUME_SECONDS", 0.0)
+    with pytest.raises(kind):
+        async for _ in execution.stream(stub, pb.ExecuteRequest(execution_id="e"), lambda _: None):
+            pass
 
 
 async def test_what_may_have_run_is_not_repeated(connected: Connected) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandpool.errors import DataLoss, InvalidArgument, NotFound
+from sandpool.errors import ConnectionLost, DataLoss, InvalidArgument, NotFound
 from service_kit import errors
 
 from .conftest import Connected
@@ -68,6 +68,12 @@ async def test_a_refusal_in_mid_upload_is_that_error(connected: Connected) -> No
     for _ in range(50):  # grpcio loses the status in one of four, if one lets it
         with pytest.raises(InvalidArgument):
             await connected.client.session().write("../x", MB * 8)
+
+
+async def test_an_upload_whose_connection_breaks_may_be_done(connected: Connected, directory: Path) -> None:
+    (directory / "local").write_bytes(MB)
+    with pytest.raises(ConnectionLost):
+        await connected.client.session().files.upload(directory / "local", "x", lambda _: connected.link.cut())
 
 
 async def test_a_source_that_fails_is_its_own_error(connected: Connected) -> None:
