@@ -95,9 +95,10 @@ class Files:
         Nothing is at local before it is complete and checked. Raises OSError, too.
         """
         target = Path(local)
-        part = target.with_name(f".{target.name}.part")
+        # Of this call alone: another one may download to the same place.
+        part = target.with_name(f".{os.urandom(8).hex()}.part")
         try:
-            with part.open("wb") as file:
+            with part.open("xb") as file:
                 info = await self._copy(path, file, progress)
                 file.flush()
                 _adopt(file.fileno(), info)

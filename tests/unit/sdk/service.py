@@ -42,7 +42,10 @@ def events() -> list[pb.ExecutionEvent]:
 
 @dataclass
 class Service(execution_pb2_grpc.ExecutionServiceServicer, file_pb2_grpc.FileServiceServicer):
-    """Runs an execution once per id, and remembers what it was asked. Waits at the event of index hold for go."""
+    """Runs an execution once per id, and remembers what it was asked.
+
+    Waits for go at the event of index hold, and before the bytes of the file at slow.
+    """
 
     script: list[pb.ExecutionEvent] = field(default_factory=events)
     hold: int | None = None
@@ -52,6 +55,7 @@ class Service(execution_pb2_grpc.ExecutionServiceServicer, file_pb2_grpc.FileSer
     runs: list[str] = field(default_factory=list)
     refuse: errors.SandpoolError | None = None
     files: dict[str, bytes] = field(default_factory=dict)
+    slow: str | None = None
     info: file_pb2.FileInfo = field(default_factory=file_pb2.FileInfo)
     damage: bytes = b""
 
@@ -104,6 +108,8 @@ class Service(execution_pb2_grpc.ExecutionServiceServicer, file_pb2_grpc.FileSer
             raise errors.NotFound("FILE_NOT_FOUND", "no such file", field="path")
         data = self.files[request.path]
         yield file_pb2.ReadFileResponse(info=file_pb2.ReadFileInfo(file=self.info))
+        if request.path == self.slow:
+            await self.go.wait()
         for offset in range(0, len(data), 100_000):
             yield file_pb2.ReadFileResponse(data=data[offset : offset + 100_000])
         digest = hashlib.sha256(data + self.damage).digest()

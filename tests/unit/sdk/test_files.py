@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 from pathlib import Path
@@ -101,3 +102,19 @@ async def test_a_download_is_there_when_it_is_complete(connected: Connected, dir
     with pytest.raises(DataLoss):
         await session.write("y", MB)
     assert {path.name for path in directory.iterdir()} == {"near", "far", "local"}
+
+
+async def test_two_downloads_to_one_place_do_not_mix(connected: Connected, directory: Path) -> None:
+    service, files, local = connected.service, connected.client.session().files, directory / "local"
+    service.files, service.slow = {"x": MB, "y": b"other"}, "y"
+    others: list[asyncio.Task[None]] = []
+
+    def begin_another(_count: int) -> None:
+        if not others:
+            others.append(asyncio.create_task(files.download("y", local)))
+
+    await files.download("x", local, begin_another)
+    assert local.read_bytes() == MB
+    service.go.set()
+    await others[0]
+    assert local.read_bytes() == b"other"
