@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sandpool.cli.execute import as_json
+from sandpool.events import Display, Event, Stderr, Stdout
+
 from .cli import objects, sandpool, start
 
 PNG = base64.b64decode(
@@ -72,6 +75,23 @@ def test_results_in_json_and_as_files(address: str, tmp_path: Path) -> None:
     assert pictures == [PNG]
     done = sandpool(address, "run", "--save-results", tmp_path, "-c", source)
     assert b"{'a': 1}" in done.stdout and [path.read_bytes() for path in tmp_path.glob("*.png")] == [PNG]
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (Stdout("grüße".encode()), {"event": "stdout", "data": "grüße"}),
+        (Stdout(b"\xe2\x82"), {"event": "stdout", "dataBase64": "4oI="}),
+        (Stderr(b"\xff"), {"event": "stderr", "dataBase64": "/w=="}),
+        (Stdout(b""), {"event": "stdout", "data": ""}),
+        (
+            Display(1, "text/html", b"\xff", False),
+            {"event": "display", "resultId": 1, "mimeType": "text/html", "isValue": False, "dataBase64": "/w=="},
+        ),
+    ],
+)
+def test_no_byte_is_lost_in_json(event: Event, expected: dict[str, object]) -> None:
+    assert as_json(event) == expected
 
 
 def test_files_are_copied_and_listed(address: str, tmp_path: Path) -> None:

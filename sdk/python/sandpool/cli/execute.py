@@ -7,7 +7,7 @@ import base64
 import mimetypes
 import signal
 import sys
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +99,22 @@ def exit_code(ended: events.Ended) -> int:
 
 
 def as_json(event: events.Event) -> dict[str, Any]:
-    """One line of --json. Output as text, what is not UTF-8 as U+FFFD; results that are no text as dataBase64."""
+    """One line of --json."""
     values = dict(vars(event))
-    data = values.get("data")
-    if isinstance(event, events.Display) and not _is_text(event.mime_type):
-        values["data_base64"] = base64.b64encode(values.pop("data")).decode()
-    elif isinstance(data, bytes):
-        values["data"] = data.decode(errors="replace")
+    if isinstance(event, events.Stdout | events.Stderr | events.Display):
+        del values["data"]
+        values |= _data(event)
     if "timings" in values:
         values["timings"] = {camel(name): value for name, value in values["timings"].items()}
     return {"event": type(event).__name__.lower(), **{camel(name): value for name, value in values.items()}}
+
+
+def _data(event: events.Stdout | events.Stderr | events.Display) -> dict[str, str]:
+    """Every byte as it is: a chunk of output may begin and end within a character."""
+    if not isinstance(event, events.Display) or _is_text(event.mime_type):
+        with suppress(UnicodeDecodeError):
+            return {"data": event.data.decode()}
+    return {"data_base64": base64.b64encode(event.data).decode()}
 
 
 def _is_text(mime_type: str) -> bool:
