@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -109,6 +109,48 @@ def test_an_error_in_json_is_one_object(address: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "status", "reason"),
+    [
+        (["--json", "cp", "/nowhere", "python/x:"], 70, "OS_ERROR"),
+        (["--json", "run"], 2, "WRONG_USAGE"),
+        (["run", "--timeout", "soon", "--json"], 2, "WRONG_USAGE"),
+        (["run", "--nonsense", "--json"], 2, "WRONG_USAGE"),
+        (["doctor", "--fix", "--source", "file:///nowhere", "--json"], 1, "FAILED"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_an_error_of_the_command_itself_is_one_object_too(
+    address: str, tmp_path: Path, arguments: list[str], status: int, reason: str
+) -> None:
+    done = sandpool(address, *arguments, env={"HOME": str(tmp_path)})
+    error = json.loads(done.stderr)["error"]
+    assert (done.returncode, error["reason"], bool(error["message"])) == (status, reason, True)
+
+
+def test_the_json_of_a_program_is_its_own(address: str) -> None:
+    done = sandpool(address, "exec", "--nonsense", "--", "ls", "--json")
+    assert done.returncode == 2 and b"Usage:" in done.stderr
+
+
+def test_a_wait_that_is_over_is_one_object_after_what_it_said(address: str) -> None:
+    waits = ["--wait", "--wait-timeout", "200ms", "--json"]
+    created = sandpool(address, "pool", "create", "late", "--image", "nothing", "--ready-target", "1", *waits)
+    deleted = sandpool(address, "pool", "delete", "late", "--wait", "--wait-timeout", "0s", "--json")
+    for done in (created, deleted):
+        assert done.returncode == 75 and json.loads(done.stderr.splitlines()[-1])["error"]["reason"] == "WAIT_TIMEOUT"
+
+
+@pytest.mark.parametrize(("broken", "make"), [("run", Path.touch), ("pool-manager.toml", Path.mkdir)])
+def test_an_up_that_cannot_start_says_so(directory: Path, broken: str, make: Callable[[Path], None]) -> None:
+    make(directory / broken)
+    arguments = ["up", "--state-dir", directory, "--listen", "127.0.0.1:0", "--driver", "fake"]
+    done = sandpool("", *arguments, "--json")
+    error = json.loads(done.stderr)["error"]
+    assert (done.returncode, error["reason"]) == (1, "CANNOT_START") and broken in error["message"]
+    assert sandpool("", *arguments).stderr.decode().split() == error["message"].split()
+
+
+@pytest.mark.parametrize(
     ("error", "code"),
     [
         (ResourceExhausted("x", reason="NO_CAPACITY", retry_after_seconds=1.5), 75),
@@ -177,14 +219,17 @@ def test_a_reader_that_goes_away_is_no_error(address: str) -> None:
 
 def test_a_bug_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     source = (
-        "import sys; sys.argv = ['sandpool', 'doctor']\n"
+        "import sys; sys.argv[0] = 'sandpool'\n"
         "import sandpool.cli.doctor as doctor\n"
         "doctor.examine = lambda: 1 / 0\n"
         "from sandpool.cli.main import main\nmain()"
     )
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, check=False, text=True)
+    command = [sys.executable, "-c", source, "doctor"]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
     assert done.returncode == 70 and done.stderr.startswith("sandpool: this is a bug: ZeroDivisionError")
     assert len(done.stderr.splitlines()) == 1
+    done = subprocess.run([*command, "--json"], capture_output=True, check=False, text=True)
+    assert done.returncode == 70 and json.loads(done.stderr)["error"]["reason"] == "BUG"
 
 
 def test_a_bar_is_drawn_on_a_terminal_only(address: str, tmp_path: Path) -> None:

@@ -55,3 +55,8 @@ def describe(error: SandpoolError, as_json: bool) -> str:
     values = {"reason": error.reason, "code": error.code, "field": error.field, "message": error.message}
     retry = {} if error.retry_after_seconds is None else {"retryAfterSeconds": error.retry_after_seconds}
     return json.dumps({"error": {**values, "remedy": remedy, **retry}})
+
+
+def describe_own(message: str, reason: str, as_json: bool) -> str:
+    """As describe, of a failure of the command itself."""
+    return describe(SandpoolError(message, reason=reason), True) if as_json else f"sandpool: {message}"

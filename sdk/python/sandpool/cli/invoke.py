@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import click
@@ -130,7 +131,11 @@ def run_command(command: click.Command) -> None:
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:
-        error.show()
+        if _json_asked():
+            reason = "WRONG_USAGE" if isinstance(error, click.UsageError) else "FAILED"
+            click.echo(exits.describe_own(error.format_message(), reason, True), err=True)
+        else:
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, asyncio.CancelledError, KeyboardInterrupt):
         sys.exit(exits.INTERRUPTED)
@@ -138,13 +143,19 @@ def run_command(command: click.Command) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(exits.BROKEN_PIPE)
     except OSError as error:
-        click.echo(f"sandpool: {error}", err=True)
+        click.echo(exits.describe_own(str(error), "OS_ERROR", _json_asked()), err=True)
         sys.exit(exits.FAILED)
     except Exception as error:
         if os.environ.get("SANDPOOL_DEBUG"):
             traceback.print_exc()
-        click.echo(f"sandpool: this is a bug: {error!r} (more of it with SANDPOOL_DEBUG=1)", err=True)
+        text = f"this is a bug: {error!r} (more of it with SANDPOOL_DEBUG=1)"
+        click.echo(exits.describe_own(text, "BUG", _json_asked()), err=True)
         sys.exit(exits.FAILED)
+
+
+def _json_asked() -> bool:
+    """Also where the options could not be read. What follows -- is a program's."""
+    return "--json" in takewhile(lambda word: word != "--", sys.argv)
 
 
 async def gathered(items: AsyncIterator[T]) -> list[T]:

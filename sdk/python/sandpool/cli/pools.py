@@ -105,7 +105,8 @@ def finish(context: click.Context, name: str, begin: Any, wait: bool, wait_timeo
                     async with asyncio.timeout(wait_timeout):
                         found = await client.pools.until_ready(name, waiting.report)
                 except TimeoutError:
-                    waiting.give_up(f"{name} is not ready after {names.human_seconds(wait_timeout)}")
+                    text = f"{name} is not ready after {names.human_seconds(wait_timeout)}"
+                    waiting.give_up(text, bool(context.obj["json"]))
         return found
 
     show_one(context, call(context, work))
@@ -169,7 +170,8 @@ def delete(context: click.Context, name: str, force: bool, wait: bool, wait_time
             async with asyncio.timeout(wait_timeout):
                 await client.pools.until_gone(name)
         except TimeoutError:
-            click.echo(f"sandpool: {name} is not gone after {names.human_seconds(wait_timeout)}", err=True)
+            text = f"{name} is not gone after {names.human_seconds(wait_timeout)}"
+            click.echo(exits.describe_own(text, "WAIT_TIMEOUT", bool(context.obj["json"])), err=True)
             sys.exit(exits.TRY_AGAIN)
         return True
 

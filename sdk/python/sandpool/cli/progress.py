@@ -10,7 +10,7 @@ from typing import NoReturn, Self
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
-from sandpool.cli.exits import TRY_AGAIN
+from sandpool.cli.exits import TRY_AGAIN, describe_own
 from sandpool.v1 import pool_pb2
 
 # As the pool-manager writes it at the end of what a build says.
@@ -58,10 +58,10 @@ class Waiting:
     ) -> None:
         self._bar.stop()
 
-    def give_up(self, text: str) -> NoReturn:
+    def give_up(self, text: str, as_json: bool) -> NoReturn:
         """The time is over: a sentence and why, then the end of the process."""
         self._bar.stop()
-        print(f"sandpool: {text}: {self.text}", file=sys.stderr, flush=True)
+        print(describe_own(f"{text}: {self.text}", "WAIT_TIMEOUT", as_json), file=sys.stderr, flush=True)
         sys.exit(TRY_AGAIN)
 
     def report(self, pool: pool_pb2.Pool) -> None:

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import grpc
 from rich.console import Console
 
+from sandpool.cli.exits import describe_own
 from sandpool.cli.output import emit
 from sandpool.cli.progress import Waiting
 from sandpool.cli.supervisor import Service, StartFailed, Supervisor
@@ -98,10 +100,11 @@ def _only_one(state_dir: Path) -> Iterator[None]:
         raise CannotRun(f"{state_dir} is too long for the sockets below it: at most {MAX_STATE_DIR_BYTES} bytes")
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (state_dir / "run").mkdir(mode=0o700, exist_ok=True)
+        lock = (state_dir / "lock").open("a+")
     except OSError as error:
-        raise CannotRun(f"the state directory cannot be made: {error}") from error
-    (state_dir / "run").mkdir(mode=0o700, exist_ok=True)
-    with (state_dir / "lock").open("a+") as file:
+        raise CannotRun(f"the state directory cannot be used: {error}") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -135,8 +138,15 @@ def run(options: Options) -> int:
             _check_free(options.listen)
             return asyncio.run(_run(options, console))
     except CannotRun as error:
-        console.print(f"[red]{error}", highlight=False)
+        _say_failure(error, options, console)
         return 1
+
+
+def _say_failure(error: Exception, options: Options, console: Console) -> None:
+    if options.as_json:
+        click.echo(describe_own(str(error), "CANNOT_START", True), err=True)
+    else:
+        console.print(str(error), style="red", highlight=False, markup=False)
 
 
 async def _run(options: Options, console: Console) -> int:
@@ -179,7 +189,7 @@ async def _run(options: Options, console: Console) -> int:
     except asyncio.CancelledError:
         console.print("ending every VM and service ...")
     except StartFailed as error:
-        console.print(f"[red]{error}", highlight=False, markup=False)
+        _say_failure(error, options, console)
         code = 1
     finally:
         stopping = True
