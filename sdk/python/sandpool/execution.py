@@ -7,6 +7,7 @@ import codecs
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from datetime import timedelta
 from typing import TypedDict
 
 import grpc
@@ -28,9 +29,9 @@ Bind = Callable[[session_pb2.SessionBinding], None]
 class Options(TypedDict, total=False):
     """How to run something; what is not given is the service's default, see ExecuteRequest."""
 
-    # Seconds of the run; and seconds without any reader.
-    timeout: float | None
-    unattended_timeout: float | None
+    # Of the run, in seconds; and without any reader.
+    timeout: float | timedelta | None
+    unattended_timeout: float | timedelta | None
     env: Mapping[str, str]
     # Of a command.
     cwd: str
@@ -43,17 +44,20 @@ class Options(TypedDict, total=False):
 
 
 def new_request(session: session_pb2.SessionRef, options: Options) -> pb.ExecuteRequest:
-    """Without the program. Raises TypeError for an option that there is not."""
+    """Without the program. Raises TypeError for an option that there is not, or for a time that is none."""
     unknown = options.keys() - Options.__annotations__.keys()
     if unknown:
         raise TypeError(f"there is no option {', '.join(sorted(unknown))}")
-    seconds = {name: options.get(name) for name in ("timeout", "unattended_timeout")}
-    request = pb.ExecuteRequest(session=session, **{k: v for k, v in options.items() if k not in seconds})  # type: ignore[arg-type]
+    times = {name: options.get(name) for name in ("timeout", "unattended_timeout")}
+    request = pb.ExecuteRequest(session=session, **{k: v for k, v in options.items() if k not in times})  # type: ignore[arg-type]
     # Chosen here, so that a repeat after a broken connection never runs twice.
     request.execution_id = request.execution_id or os.urandom(10).hex()
-    for name, value in seconds.items():
-        if isinstance(value, int | float):
-            getattr(request, name).FromNanoseconds(round(value * 1e9))
+    for name, value in times.items():
+        seconds = value.total_seconds() if isinstance(value, timedelta) else value
+        if isinstance(seconds, int | float):
+            getattr(request, name).FromNanoseconds(round(seconds * 1e9))
+        elif seconds is not None:
+            raise TypeError(f"{name} is seconds or a timedelta, and not {seconds!r}")
     return request
 
 

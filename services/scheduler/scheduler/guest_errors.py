@@ -30,6 +30,8 @@ ALLOWED: dict[grpc.StatusCode, frozenset[str]] = {
     grpc.StatusCode.DATA_LOSS: frozenset({"CHECKSUM_MISMATCH"}),
     grpc.StatusCode.UNIMPLEMENTED: frozenset({"UNIMPLEMENTED"}),
 }
+# Until the next try, of what a busy session has room for again by itself.
+RETRY_SECONDS = {"LANGUAGE_QUEUE_FULL": 1.0}
 _FIELD = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 
 
@@ -67,7 +69,10 @@ def translate(error: grpc.aio.AioRpcError) -> errors.SandpoolError:
         return errors.Internal("GUEST_ERROR", f"the guest agent failed ({code.name})")
     field = _trailer(error, FIELD_KEY)
     return errors.CLASSES[code](
-        reason, _printable(error.details() or ""), field=field if _FIELD.fullmatch(field) else None
+        reason,
+        _printable(error.details() or ""),
+        field=field if _FIELD.fullmatch(field) else None,
+        retry_after_seconds=RETRY_SECONDS.get(reason),
     )
 
 

@@ -29,7 +29,8 @@ def test_what_only_a_guest_can_know_passes(
 ) -> None:
     error = guest_errors.translate(refusal(code, reason=reason, field="path"))
     assert type(error) is kind and (error.reason, error.message, error.field) == (reason, "no", "path")
-    assert error.metadata == {} and error.retry_after_seconds is None
+    assert error.metadata == {}
+    assert error.retry_after_seconds == (1.0 if reason == "LANGUAGE_QUEUE_FULL" else None)
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from sandpool.cli import exits
+from sandpool import Client
+from sandpool.cli import exits, up
 from sandpool.cli.main import cli
 from sandpool.errors import ResourceExhausted, SandpoolError
-from sandpool.v1 import pool_pb2
+from sandpool.v1 import file_pb2, pool_pb2
 
 from .cli import SANDPOOL, objects, sandpool, start
 
@@ -253,6 +256,53 @@ def test_a_bar_is_drawn_on_a_terminal_only(address: str, tmp_path: Path) -> None
             pass
         os.close(ours)
         assert process.wait() == 0 and b"MB" in drawn
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["--pool", "mine", "alice:d"], ("mine", "alice", "d")),
+        (["--pool", "mine", "gpu/alice"], ("gpu", "alice", "")),
+        (["alice:"], ("python", "alice", "")),
+    ],
+)
+def test_files_are_listed_of_the_pool_that_was_named(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], asked: tuple[str, str, str]
+) -> None:
+    seen: list[tuple[str, str, str]] = []
+
+    class Stub(contextlib.AbstractAsyncContextManager["Stub", None]):
+        def __init__(self, _address: str | None) -> None:
+            self.files = self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        def session(self, pool: str, identifier: str) -> Stub:
+            self.name = (pool, identifier)
+            return self
+
+        async def list(self, path: str, recursive: bool) -> AsyncIterator[file_pb2.FileInfo]:
+            seen.append((*self.name, path))
+            yield file_pb2.FileInfo(path="x")
+
+    monkeypatch.setattr("sandpool.aio.AsyncClient", Stub)
+    done = CliRunner().invoke(cli, ["ls", *arguments])
+    assert done.exit_code == 0 and seen == [asked], done.output
+
+
+def test_up_changes_the_ready_target_that_it_is_given_and_no_other(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[up.Options] = []
+    monkeypatch.setattr(up, "run", lambda options: given.append(options) or 0)
+    for arguments in ([], ["--ready-target", "1"]):
+        assert CliRunner().invoke(cli, ["up", *arguments]).exit_code == 0
+    assert [options.ready_target for options in given] == [None, 1]
+    with Client(address) as client:
+        for ready_target, expected in ((None, 2), (1, 1), (None, 1), (2, 2)):
+            asyncio.run(up._make_pool(address, ready_target))
+            assert client.pools.get("python").spec.ready_target == expected
 
 
 def test_a_build_has_its_fraction() -> None:

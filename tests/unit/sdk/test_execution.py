@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -182,6 +183,15 @@ async def test_seconds_become_durations(connected: Connected) -> None:
     request = connected.service.requests[0]
     assert (request.timeout.ToMilliseconds(), request.unattended_timeout.seconds) == (250, 2)
     assert (list(request.command.argv.values), dict(request.env)) == (["ls", "-l"], {"A": "b"})
+
+
+async def test_a_time_is_a_number_or_a_timedelta(connected: Connected) -> None:
+    session = connected.client.session()
+    await session.run("x", timeout=timedelta(seconds=5), unattended_timeout=None)
+    request = connected.service.requests[0]
+    assert (request.timeout.seconds, request.HasField("unattended_timeout")) == (5, False)
+    with pytest.raises(TypeError, match="timeout is seconds or a timedelta, and not '5'"):
+        await session.run("x", timeout="5")  # type: ignore[arg-type]
 
 
 async def test_a_stream_without_its_end_is_an_error(connected: Connected) -> None:

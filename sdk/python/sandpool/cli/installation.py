@@ -122,7 +122,11 @@ def completion(context: click.Context, shell: str) -> None:
     help="Where images and templates are kept.  [default: ~/.cache/sandpool]",
 )
 @click.option("--listen", default="127.0.0.1:7280", show_default=True, help="Of the API; port 0 is any free one.")
-@click.option("--ready-target", type=click.IntRange(0, 1000), default=2, show_default=True, help="VMs kept warm.")
+@click.option(
+    "--ready-target",
+    type=click.IntRange(0, 1000),
+    help="VMs kept warm by the pool 'python'.  [default: 2, or what it is set to already]",
+)
 @click.option("--default-pool/--no-default-pool", default=True, help="Make the pool 'python' and wait for a VM.")
 @click.option("--metrics", default="", help="Serve every service's /metrics and /readyz, e.g. at 127.0.0.1:9464.")
 @click.option(

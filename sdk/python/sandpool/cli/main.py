@@ -105,10 +105,10 @@ def exec_(
     execute(context, pool, session, None, lambda handle: handle.stream_command(list(command), **fields))
 
 
-def remote_of(text: str) -> Any:
+def remote_of(text: str, default_pool: str = names.DEFAULT_POOL) -> Any:
     """As names.parse_remote. Raises UsageError."""
     try:
-        return names.parse_remote(text)
+        return names.parse_remote(text, default_pool)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -135,13 +135,16 @@ def cp(context: click.Context, source: str, destination: str) -> None:
 @click.option("-r", "--recursive", is_flag=True)
 @click.pass_context
 def ls(context: click.Context, target: str | None, pool: str, recursive: bool) -> None:
-    """The sessions of a pool, or the files of a session named [POOL/]SESSION:[PATH]."""
+    """The sessions of a pool, or the files of a session named [POOL/]SESSION:[PATH].
+
+    --pool is the one of a session that is named without.
+    """
     if target is None:
         sessions = call(context, lambda client: gathered(client.sessions(pool)))
         line = lambda one: f"{one.identifier:32} {one.epoch:>8}  {one.vm_id}  {one.node_id}"  # noqa: E731
         show(context, sessions, f"{'SESSION':32} {'EPOCH':>8}  {'VM':26}  NODE", line)
         return
-    remote = remote_of(target if ":" in target else target + ":")
+    remote = remote_of(target if ":" in target else target + ":", pool)
     if remote is None:
         raise click.UsageError(f"{target!r}: [POOL/]SESSION:[PATH] is expected")
     session, path = remote

@@ -19,22 +19,22 @@ class SessionName:
     identifier: str
 
     @classmethod
-    def parse(cls, text: str) -> SessionName:
+    def parse(cls, text: str, default_pool: str = DEFAULT_POOL) -> SessionName:
         """Raises ValueError."""
         pool, slash, identifier = text.partition("/")
         if not slash:
-            pool, identifier = DEFAULT_POOL, text
+            pool, identifier = default_pool, text
         if not pool or not identifier:
             raise ValueError(f"{text!r}: [POOL/]SESSION is expected")
         return cls(pool, identifier)
 
 
-def parse_remote(text: str) -> tuple[SessionName, str] | None:
+def parse_remote(text: str, default_pool: str = DEFAULT_POOL) -> tuple[SessionName, str] | None:
     """[POOL/]SESSION:PATH; None for a local path (no colon, or it begins with . or /). Raises ValueError."""
     if text.startswith((".", "/")) or ":" not in text:
         return None
     session, _, path = text.partition(":")
-    return SessionName.parse(session), path
+    return SessionName.parse(session, default_pool), path
 
 
 def parse_seconds(text: str) -> float:

@@ -25,6 +25,7 @@ from sandpool.v1 import node_pb2, node_pb2_grpc, pool_pb2, pool_pb2_grpc
 POLL_SECONDS = 0.2
 # A unix socket's path has at most 107 bytes; the longest one is below node/vms/ and the 26 characters of a VM's id.
 MAX_STATE_DIR_BYTES = 60
+DEFAULT_READY_TARGET = 2
 SCHEDULER = "scheduler"
 # Each has /metrics, /livez and /readyz on a socket of its own.
 WITH_PAGES = ("pool-manager", "node-agent", "tunnel", SCHEDULER)
@@ -42,7 +43,8 @@ class Options:
     cache_dir: Path
     listen: str
     driver: str
-    ready_target: int
+    # Of the default pool; None: what it has, or DEFAULT_READY_TARGET.
+    ready_target: int | None
     default_pool: bool
     # Where the metrics of all services are one page; "" is nowhere: each has its own socket in any case.
     metrics: str = ""
@@ -175,7 +177,7 @@ async def _run(options: Options, console: Console) -> int:
         serving = {service.name: service.address for service in children}
         address = serving[SCHEDULER]
         if options.default_pool:
-            await _make_pool(address, options.ready_target, console)
+            await _make_pool(address, options.ready_target)
         await _say_what_runs(address, console)
         if options.as_json:
             emit({"ready": True, "address": address})
@@ -210,18 +212,30 @@ async def _say_what_runs(address: str, console: Console) -> None:
         console.print(what, highlight=False, markup=False)
 
 
-async def _make_pool(address: str, ready_target: int, console: Console) -> None:
-    """The pool "python", left as it is if it is there; returns when its first VM is warm."""
+async def _make_pool(address: str, ready_target: int | None) -> None:
+    """The pool "python"; of one that is there only ready_target is changed. Returns when its first VM is warm."""
     async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = pool_pb2_grpc.PoolServiceStub(channel)
-        request = pool_pb2.CreatePoolRequest(name="python", spec=pool_pb2.PoolSpec(ready_target=ready_target))
+        count = DEFAULT_READY_TARGET if ready_target is None else ready_target
+        spec = pool_pb2.PoolSpec(ready_target=count)
         try:
-            await stub.Create(request)
+            await stub.Create(pool_pb2.CreatePoolRequest(name="python", spec=spec))
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
                 raise StartFailed(f"the pool cannot be made: {error.details()}") from error
+            if ready_target is not None:
+                await _set_ready_target(stub, spec)
         with Waiting() as waiting:
             await _wait_until_warm(stub, waiting.report)
+
+
+async def _set_ready_target(stub: pool_pb2_grpc.PoolServiceAsyncStub, spec: pool_pb2.PoolSpec) -> None:
+    request = pool_pb2.UpdatePoolRequest(name="python", spec=spec)
+    request.update_mask.paths.append("ready_target")
+    try:
+        await stub.Update(request)
+    except grpc.aio.AioRpcError as error:
+        raise StartFailed(f"the pool cannot be changed: {error.details()}") from error
 
 
 async def _wait_until_warm(stub: pool_pb2_grpc.PoolServiceAsyncStub, report: Callable[[pool_pb2.Pool], None]) -> None:
