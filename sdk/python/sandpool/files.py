@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO, Protocol
 
 import grpc
@@ -50,13 +52,16 @@ class Files:
         return await self._write(path, _blocks(data, None), mode=mode)
 
     async def upload(self, local: str | os.PathLike[str], path: str, progress: Progress | None = None) -> pb.FileInfo:
-        """Copy a file there, with its permission bits and its time. Raises OSError, too.
+        """Copy a regular file there, with its permission bits and its time. Raises OSError, too.
 
         progress gets the bytes of each step.
         """
+        if not S_ISREG(Path(local).stat().st_mode):  # to open a pipe would wait for its writer
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(local))
         with Path(local).open("rb") as file:  # noqa: ASYNC230
             stat = os.fstat(file.fileno())
-            mode, size = stat.st_mode & PERMISSIONS, stat.st_size
+            # Files of /proc have bytes and say 0.
+            mode, size = stat.st_mode & PERMISSIONS, stat.st_size or None
             return await self._write(path, _blocks(file, progress), mode=mode, size=size, modified_ns=stat.st_mtime_ns)
 
     async def _write(

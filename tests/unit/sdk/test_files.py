@@ -64,6 +64,23 @@ async def test_a_download_keeps_the_time_and_what_the_umask_leaves_of_the_mode(
     assert (status.st_mode & 0o7777, status.st_mtime_ns) == (expected, 1_234_567_890_123_456_789)
 
 
+async def test_what_is_no_regular_file_is_refused_before_it_is_opened(connected: Connected, directory: Path) -> None:
+    os.mkfifo(directory / "pipe")
+    for path in (directory / "pipe", directory, Path("/dev/null")):
+        with pytest.raises(OSError, match=f"not a regular file: '{path}'"):
+            await connected.client.session().upload(path, "x")
+    assert connected.service.requests == []
+
+
+async def test_a_file_that_says_no_size_is_sent_without(connected: Connected, directory: Path) -> None:
+    (directory / "empty").touch()
+    for path in (Path("/proc/version"), directory / "empty"):
+        await connected.client.session().upload(path, "x")
+        assert connected.service.files["x"] == path.read_bytes()
+        assert not connected.service.requests[0].header.HasField("size_bytes")
+        connected.service.requests.clear()
+
+
 async def test_a_refusal_in_mid_upload_is_that_error(connected: Connected) -> None:
     connected.service.refuse = errors.InvalidArgument("PATH_OUTSIDE_DATA", "no", field="path")
     for _ in range(50):  # grpcio loses the status in one of four, if one lets it
