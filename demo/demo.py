@@ -208,11 +208,20 @@ def processes_of(state: Path) -> list[str]:
     return found
 
 
+def end_in_order() -> None:
+    """SIGTERM and SIGHUP cancel this task, once, as Ctrl-C does: what it has started is ended then."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, lambda: task.cancelling() or task.cancel())
+
+
 @asynccontextmanager
-async def installation() -> AsyncIterator[str]:
+async def installation(*options: str) -> AsyncIterator[str]:
     """`sandpool up` on a state directory of its own; yields its address; nothing is left afterwards."""
+    end_in_order()
     state = Path(tempfile.mkdtemp(prefix="sandpool-demo-", dir="/tmp"))
-    arguments = ["up", "--state-dir", str(state), "--listen", "127.0.0.1:0", "--ready-target", "2"]
+    arguments = ["up", "--state-dir", str(state), "--listen", "127.0.0.1:0", "--ready-target", "2", *options]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "sandpool.cli", *arguments), stdout=asyncio.subprocess.PIPE, start_new_session=True
     )
@@ -243,4 +252,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except asyncio.CancelledError:
+        sys.exit("demo: ended by a signal")
