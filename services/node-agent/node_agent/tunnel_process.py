@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from node_agent import metrics
-from node_agent.drivers.process import start_time
+from node_agent.drivers.process import recording, start_time
 
 log = structlog.get_logger("tunnel_process")
 
@@ -71,21 +71,18 @@ class TunnelProcess:
         arguments = ["--listen", listen, "--vms", str(self._state_dir / "vms"), "--keys", str(self._state_dir / "keys")]
         if self._metrics_listen:
             arguments += ["--metrics-listen", self._metrics_listen]
-        process = self._spawn([sys.executable, "-m", "node_agent.tunnel", *arguments])
-        assert process.stdout is not None
-        with process.stdout as stdout:
+        process = self._spawn([sys.executable, "-m", "node_agent.tunnel", "--await-record", *arguments])
+        assert process.stdin is not None and process.stdout is not None
+        # Killed before its pipes are closed: a thread that still reads from one would not let go of it.
+        with process.stdout as stdout, process.stdin as stdin, recording(process):
             words = (await asyncio.to_thread(stdout.readline)).split()
-        try:
             if words[:2] != [b"ready", b"tunnel"]:
                 raise TunnelFailed(f"the tunnel did not start; see {self._state_dir / 'tunnel.log'}")
             address = words[2].decode()
             self._record(process.pid, address)
-        except (TunnelFailed, OSError):  # else nobody would find it again, and the next one its address taken
-            process.kill()
-            process.wait()
-            raise
-        process.returncode = 0  # reaped by pidfd, not by Popen
-        self._watch(process.pid)
+            stdin.write(b"recorded\n")
+            stdin.flush()
+            self._watch(process.pid)
         self.address = address
         return address
 
@@ -98,13 +95,13 @@ class TunnelProcess:
     def _spawn(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         with (self._state_dir / "tunnel.log").open("ab") as log:
             return subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
 
     def _watch(self, pid: int) -> None:
+        descriptor, loop = os.pidfd_open(pid), asyncio.get_running_loop()
         self._pid = pid
         self._ended.clear()
-        descriptor, loop = os.pidfd_open(pid), asyncio.get_running_loop()
 
         def reap() -> None:
             loop.remove_reader(descriptor)

@@ -1,9 +1,16 @@
 """Processes that nobody has written down."""
 
 import asyncio
+import errno
+import os
+import socket
 from pathlib import Path
+from typing import NoReturn
 
-from node_agent.drivers.process import record, unrecorded_pids
+import pytest
+
+from node_agent.drivers.process import PROCESS_FILE, record, unrecorded_pids
+from node_agent.drivers.qemu.process import spawn
 
 
 async def test_a_process_that_was_never_recorded_is_found_by_where_it_works(tmp_path: Path) -> None:
@@ -17,3 +24,25 @@ async def test_a_process_that_was_never_recorded_is_found_by_where_it_works(tmp_
     assert unrecorded_pids(vm) == []
     process.kill()
     await process.wait()
+
+
+async def test_a_record_that_was_not_finished_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = await asyncio.create_subprocess_exec("sleep", "1000", cwd=tmp_path)
+
+    def write_nothing(path: Path, _: str) -> NoReturn:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", write_nothing)
+    with pytest.raises(OSError, match="No space left"):
+        record(tmp_path, process.pid)
+    assert unrecorded_pids(tmp_path) == [process.pid]
+    process.kill()
+    await process.wait()
+
+
+async def test_a_qemu_that_cannot_be_recorded_does_not_live(tmp_path: Path) -> None:
+    (tmp_path / f"{PROCESS_FILE}.part").mkdir()  # as good as a full disk, for root too
+    with socket.socket(socket.AF_UNIX) as listener, pytest.raises(IsADirectoryError):
+        spawn(["sleep", "1000"], tmp_path, listener)
+    assert unrecorded_pids(tmp_path) == []

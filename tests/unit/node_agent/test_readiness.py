@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,3 +91,14 @@ async def test_a_tunnel_that_cannot_be_recorded_does_not_keep_its_address(scratc
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
     await tunnel.stop()
+
+
+async def test_a_tunnel_that_is_not_waited_for_does_not_live(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    silent = subprocess.Popen(["sleep", "10"], **pipes)  # noqa: ASYNC220
+    monkeypatch.setattr(TunnelProcess, "_spawn", lambda *_: silent)
+    starting = asyncio.create_task(TunnelProcess(scratch, "127.0.0.1:0").ensure())
+    await asyncio.wait([starting], timeout=0.1)
+    starting.cancel()
+    await asyncio.wait([starting])
+    assert silent.returncode == -signal.SIGKILL

@@ -80,3 +80,21 @@ async def test_a_dead_guest_is_unavailable_at_once(tunnel: str, agent: Agent) ->
                     agent.process.terminate()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     await agent.process.wait()  # to be told to end again while it does would kill it
+
+
+async def test_a_tunnel_of_an_agent_that_died_before_it_wrote_that_down_ends(tmp_path: Path) -> None:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "node_agent.tunnel", "--await-record", "--vms", str(tmp_path), "--keys", str(tmp_path)),
+        stdin=pipe,
+        stdout=pipe,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    await process.stdout.readline()
+    process.stdin.close()
+    try:
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+    except TimeoutError:
+        process.kill()
+        raise

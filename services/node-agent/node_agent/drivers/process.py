@@ -4,7 +4,9 @@ import asyncio
 import json
 import os
 import signal
-from contextlib import suppress
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from node_agent.vmm import GUEST_ADDRESS_FILE, GuestAddress
@@ -22,8 +24,22 @@ def start_time(pid: int) -> str | None:
 
 
 def record(directory: Path, pid: int) -> None:
-    """Write down which process is the VM in directory."""
-    (directory / PROCESS_FILE).write_text(json.dumps({"pid": pid, "start_time": start_time(pid)}))
+    """Write down, atomically, which process is the VM in directory. Raises OSError."""
+    part = directory / f"{PROCESS_FILE}.part"
+    part.write_text(json.dumps({"pid": pid, "start_time": start_time(pid)}))
+    part.rename(directory / PROCESS_FILE)
+
+
+@contextmanager
+def recording(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A child that is to outlive us: it is killed if this fails, as nobody would find it again."""
+    try:
+        yield
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
+    child.returncode = 0  # reaped by pidfd, not by Popen
 
 
 def recorded_pid(directory: Path) -> int | None:

@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--vms", type=Path, required=True, help="directory with a directory per VM")
     parser.add_argument("--keys", type=Path, required=True, help="directory of public keys (*.pub, 32 bytes)")
     parser.add_argument("--metrics-listen", default="", help="unix:PATH or 127.0.0.1:PORT of /metrics; none if empty")
+    parser.add_argument("--await-record", action="store_true", help="end if stdin does before it says 'recorded'")
     arguments = parser.parse_args()
     host, _, port = arguments.listen.rpartition(":")
     if host not in ("127.0.0.1", "localhost"):
@@ -32,12 +33,13 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", int(port)), backlog=1024)
     tunnel = Tunnel(listener, arguments.vms, arguments.keys)
     try:
-        asyncio.run(serve(tunnel, f"127.0.0.1:{listener.getsockname()[1]}", arguments.metrics_listen))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        asyncio.run(serve(tunnel, address, arguments.metrics_listen, await_record=arguments.await_record))
     except pages.PagesRefused as error:
         sys.exit(f"sandpool-tunnel: {error}")
 
 
-async def serve(tunnel: Tunnel, address: str, metrics_listen: str) -> None:
+async def serve(tunnel: Tunnel, address: str, metrics_listen: str, *, await_record: bool) -> None:
     """Connections have threads of their own; this one answers what looks after them, and waits for the end."""
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -46,6 +48,9 @@ async def serve(tunnel: Tunnel, address: str, metrics_listen: str) -> None:
         async with pages.observed(metrics_listen, "tunnel", Health()):
             threading.Thread(target=tunnel.serve, daemon=True).start()
             print("ready tunnel", address, flush=True)
+            # An agent that is killed before it has written down where we are leaves a tunnel that nobody would find.
+            if await_record and not await asyncio.to_thread(sys.stdin.readline):
+                return
             await stopping.wait()
 
 

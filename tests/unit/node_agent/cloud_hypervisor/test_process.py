@@ -7,11 +7,12 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from node_agent.drivers.cloud_hypervisor.confine import Confinement
 from node_agent.drivers.cloud_hypervisor.process import LOG_BYTES, CloudHypervisorVm, Start, jail_of, spawn
-from node_agent.drivers.process import recorded_pid
+from node_agent.drivers.process import PROCESS_FILE, recorded_pid, unrecorded_pids
 
 REBOOT = b'{"timestamp": {"secs": 1, "nanos": 2}, "source": "vm", "event": "rebooting", "properties": null}\n\n'
 Spawn = Callable[[str], CloudHypervisorVm]
@@ -71,6 +72,14 @@ async def test_a_vmm_that_talks_without_end_neither_blocks_nor_fills_anything(sp
     assert await vm.exited()
     assert len(vm.complaint) <= LOG_BYTES
     assert sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) < 10_000
+
+
+async def test_a_vmm_that_cannot_be_recorded_does_not_live(spawned: tuple[Path, Spawn]) -> None:
+    directory, start = spawned
+    (directory / f"{PROCESS_FILE}.part").mkdir()  # as good as a full disk, for root too
+    with pytest.raises(IsADirectoryError):
+        start("exec sleep 1000")
+    assert unrecorded_pids(directory, jail_of(directory)) == []
 
 
 async def test_a_vmm_gets_its_directory_and_its_sockets_and_nothing_else(spawned: tuple[Path, Spawn]) -> None:

@@ -154,10 +154,10 @@ def spawn(start: Start, directory: Path, remove_cgroup: RemoveCgroup) -> CloudHy
             pass_fds=(listener.fileno(), events, *start.inherited),
             start_new_session=True,
         )
-        vmm.returncode = 0  # reaped by pidfd, not by Popen
-        process.record(directory, vmm.pid)
-        # While the fifos are still open here: what a VMM says that ends at once is read, too.
-        return CloudHypervisorVm(vmm.pid, directory, remove_cgroup)
+        with process.recording(vmm):
+            process.record(directory, vmm.pid)
+            # While the fifos are still open here: what a VMM says that ends at once is read, too.
+            return CloudHypervisorVm(vmm.pid, directory, remove_cgroup)
 
 
 def _arguments(program: Path, listener: int, events: int) -> Sequence[str]:

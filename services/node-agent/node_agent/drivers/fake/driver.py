@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
-from node_agent.drivers.process import VmProcess, record, recorded_pid
+from node_agent.drivers.process import VmProcess, record, recorded_pid, recording
 from node_agent.vmm import (
     BUILDING,
     GUEST_ADDRESS_FILE,
@@ -176,9 +176,9 @@ async def _start(program: Sequence[str], directory: Path) -> FakeVm:
                 )
         finally:
             os.close(ready_out)
-        guest.returncode = 0  # reaped by pidfd, not by Popen
-        record(directory, guest.pid)
-        running = FakeVm(VmProcess(guest.pid, address))
+        with recording(guest):
+            record(directory, guest.pid)
+            running = FakeVm(VmProcess(guest.pid, address))
         try:
             line = await _first_line(ready)
         except BaseException:

@@ -36,7 +36,7 @@ def listen(directory: Path) -> socket.socket:
 
 
 def spawn(arguments: list[str], directory: Path, listener: socket.socket) -> VmProcess:
-    """Start QEMU in a session of its own, so that it survives us, and record it."""
+    """Start QEMU in a session of its own, so that it survives us, and record it. Raises OSError."""
     with (directory / "stderr").open("wb") as stderr:
         qemu = subprocess.Popen(
             arguments,
@@ -47,10 +47,10 @@ def spawn(arguments: list[str], directory: Path, listener: socket.socket) -> VmP
             pass_fds=(listener.fileno(),),
             start_new_session=True,
         )
-    failpoint.reach(failpoint.Place.VM_SPAWNED)
-    qemu.returncode = 0  # reaped by pidfd, not by Popen
-    process.record(directory, qemu.pid)
-    return VmProcess(qemu.pid, address_of(directory))
+    with process.recording(qemu):
+        failpoint.reach(failpoint.Place.VM_SPAWNED)
+        process.record(directory, qemu.pid)
+        return VmProcess(qemu.pid, address_of(directory))
 
 
 async def connect(directory: Path) -> Qmp:
