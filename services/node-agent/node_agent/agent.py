@@ -239,7 +239,7 @@ class Agent:
         del self._vms[vm.record.vm_id]
         self._gone[vm.record.vm_id] = vm.record
         if len(self._gone) > KEPT_GONE:
-            self._gone.popitem(last=False)
+            self._journal.forget(self._gone.popitem(last=False)[0])
         self.changes.publish(vm.record.to_proto())
         log.info("vm_destroyed", vm_id=vm.record.vm_id, reason=_name(reason), detail=detail)
 

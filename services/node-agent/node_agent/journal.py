@@ -43,6 +43,11 @@ class Journal:
             (self._gone / record.vm_id).write_text(record.to_json())
         shutil.rmtree(self.directory(record.vm_id), ignore_errors=True)
 
+    def forget(self, vm_id: str) -> None:
+        """One that has died, and is no longer among the latest."""
+        with suppress(OSError):  # then the next start of an agent does
+            (self._gone / vm_id).unlink()
+
     def bury_directory(self, directory: Path) -> None:
         """Remove a directory that has no readable record."""
         shutil.rmtree(directory, ignore_errors=True)
