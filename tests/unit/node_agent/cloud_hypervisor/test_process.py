@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,6 +17,17 @@ from node_agent.drivers.cloud_hypervisor.process import LOG_BYTES, CloudHypervis
 from node_agent.drivers.process import PROCESS_FILE, recorded_pid, unrecorded_pids
 
 REBOOT = b'{"timestamp": {"secs": 1, "nanos": 2}, "source": "vm", "event": "rebooting", "properties": null}\n\n'
+# Events as fast as they are read, and as costly as they can be; not for ever, so that a test that fails ends.
+TALK = """
+import os, pathlib, sys, time
+events, end = int(sys.argv[1].rpartition("=")[2]), time.monotonic() + 10
+pathlib.Path(__file__).with_name("talks").touch()
+while time.monotonic() < end:
+    try:
+        os.write(events, b"{}" * 2000)
+    except BlockingIOError:
+        pass
+"""
 Spawn = Callable[[str], CloudHypervisorVm]
 
 
@@ -72,6 +85,16 @@ async def test_a_vmm_that_talks_without_end_neither_blocks_nor_fills_anything(sp
     assert await vm.exited()
     assert len(vm.complaint) <= LOG_BYTES
     assert sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) < 10_000
+
+
+async def test_a_vmm_that_talks_without_end_does_not_keep_the_agent_from_its_work(spawned: tuple[Path, Spawn]) -> None:
+    directory, start = spawned
+    (directory / "talk.py").write_text(TALK)
+    vm = start(f"exec {sys.executable} {directory}/talk.py $2")
+    while not (directory / "talks").exists():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    assert recorded_pid(directory) == vm.pid
 
 
 async def test_a_vmm_that_cannot_be_recorded_does_not_live(spawned: tuple[Path, Spawn]) -> None:

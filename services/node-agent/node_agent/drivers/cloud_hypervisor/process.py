@@ -22,7 +22,10 @@ from node_agent.vmm import GuestAddress
 
 JAIL, API, EVENTS, LOG = "jail", "api", "events", "log"
 TRANSPORT, GUEST_PORT = "hybrid-vsock", 1024
-READ_BYTES = 65_536
+# At a time: a VMM may say more as long as it is listened to, and the event loop has others to serve.
+READ_BYTES = 4_096
+# What the kernel keeps of a fifo.
+FIFO_BYTES = 65_536
 # Of what the VMM complains about, for humans.
 LOG_BYTES = 4_096
 
@@ -50,19 +53,22 @@ class Fifo:
         """Begin to read, with what an earlier agent has left. Raises OSError."""
         self._take = take
         self._descriptor: int | None = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-        asyncio.get_running_loop().add_reader(self._descriptor, self.drain)
+        asyncio.get_running_loop().add_reader(self._descriptor, self._read)
+
+    def _read(self) -> None:
+        """Take some of what is there. At the end of the VMM it closes itself."""
+        if self._descriptor is None:
+            return
+        with suppress(BlockingIOError):
+            if data := os.read(self._descriptor, READ_BYTES):
+                self._take(data)
+            else:
+                self.close()
 
     def drain(self) -> None:
-        """Take what is there. At the end of the VMM it closes itself."""
-        while self._descriptor is not None:
-            try:
-                data = os.read(self._descriptor, READ_BYTES)
-            except BlockingIOError:
-                return
-            if not data:
-                self.close()
-                return
-            self._take(data)
+        """Take what is there, once the VMM has ended."""
+        for _ in range(FIFO_BYTES // READ_BYTES):  # a child of it may go on
+            self._read()
 
     def close(self) -> None:
         """Idempotent."""
