@@ -6,6 +6,7 @@ a request of more than 51,200 bytes is refused, and a client that shuts down its
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ MAX_BODY_BYTES = 1 << 20
 MAX_MESSAGE_CHARACTERS = 500
 # Every call but a snapshot takes milliseconds; behind one, all wait: the server has one thread.
 CALL_SECONDS = 60.0
+_STATUS = re.compile(rb"HTTP/1\.\d +(\d{3})(?: |$)")
 
 
 class ApiError(Exception):
@@ -80,7 +82,7 @@ class Api:
             raise ApiError(endpoint, status, _message(status, body))
         try:
             return json.loads(body) if body else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ApiError(endpoint, 0, "the answer is no JSON") from error
 
     async def _send(self, request: bytes, descriptors: Sequence[int]) -> None:
@@ -122,20 +124,20 @@ def _request(method: str, endpoint: str, body: object) -> bytes:
 def _read_head(endpoint: str, head: bytes) -> tuple[int, int]:
     """Status and length of the body. Raises ApiError."""
     first, *lines = head.split(b"\r\n")
-    words = first.split()
+    found = _STATUS.match(first)
     fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
     length = fields.get(b"content-length", b"0")
-    if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit() or not length.isdigit():
+    if found is None or not length.isdigit():
         raise ApiError(endpoint, 0, "the answer is no HTTP")
     if len(length) > 9 or int(length) > MAX_BODY_BYTES:
         raise ApiError(endpoint, 0, "the answer is too long")
-    return int(words[1]), int(length)
+    return int(found[1]), int(length)
 
 
 def _message(status: int, body: bytes) -> str:
     """Of an error: a chain of causes from the API, something close to JSON from the HTTP server below it."""
     text = body.decode(errors="replace")
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         said = json.loads(text)
         if isinstance(said, list):
             text = ": ".join(map(str, said))
