@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -179,6 +180,17 @@ async def test_a_vmm_has_a_cgroup_with_limits_that_goes_with_it(site: Site) -> N
     limits = [(group / name).read_text().split()[0] for name in ("memory.max", "cpu.max", "pids.max")]
     assert limits == [str(MACHINE.memory_bytes + (96 << 20)), "200000", "128"]
     await site.vms[vm_id].destroy()
+    assert not group.exists()
+
+
+async def test_what_a_vmm_has_started_ends_with_it(site: Site) -> None:
+    vm_id = await site.clone()
+    group = Cgroups.find().path(site.directory(vm_id))
+    assert group is not None
+    child = await asyncio.create_subprocess_exec("sleep", "1000")
+    (group / "cgroup.procs").write_text(str(child.pid))
+    await site.vms[vm_id].destroy()
+    assert await child.wait() == -signal.SIGKILL
     assert not group.exists()
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from node_agent.drivers.cloud_hypervisor import cgroups
 from node_agent.drivers.cloud_hypervisor.cgroups import Cgroups
@@ -56,3 +57,7 @@ async def test_a_vms_group_has_its_limits_and_a_name_of_its_own(
     assert written["cgroup.procs"] == "7" and written["memory.swap.max"] == "0"
     found.lift_memory(Path("/a/vms/v1"))
     assert (one / "memory.max").read_text() == "max"
+    with capture_logs() as said:
+        await found.remove(Path("/a/vms/v1"))
+    assert (one / "cgroup.kill").read_text() == "1"
+    assert [line["event"] for line in said] == ["cgroup_stays"]  # files with such names go with no directory

@@ -58,7 +58,7 @@ async def spawned() -> AsyncIterator[tuple[Path, Spawn]]:
 
 async def test_a_vm_that_reboots_is_killed(spawned: tuple[Path, Spawn]) -> None:
     directory, start = spawned
-    vm = start("sleep 1000")
+    vm = start("exec sleep 1000")
     (directory / "events").write_bytes(REBOOT)
     assert await vm.exited() == "the guest rebooted"
     assert recorded_pid(directory) is None
@@ -66,7 +66,7 @@ async def test_a_vm_that_reboots_is_killed(spawned: tuple[Path, Spawn]) -> None:
 
 async def test_what_was_said_while_no_agent_lived_still_counts(spawned: tuple[Path, Spawn]) -> None:
     directory, start = spawned
-    vm = start("sleep 1000")
+    vm = start("exec sleep 1000")
     vm._close()  # as the end of an agent does
     (directory / "events").write_bytes(REBOOT)
     again = CloudHypervisorVm(vm.pid, directory, remove_nothing)

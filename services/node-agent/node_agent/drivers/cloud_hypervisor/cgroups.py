@@ -8,7 +8,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
+
 from node_agent.vmm import MachineSpec
+
+log = structlog.get_logger("cgroups")
 
 ROOT = Path("/sys/fs/cgroup")
 CONTROLLERS = ("cpu", "memory", "pids")
@@ -73,14 +77,21 @@ class Cgroups:
             (group / "memory.max").write_text("max")
 
     async def remove(self, directory: Path) -> None:
-        """After the end of the VMM; nothing happens if there is none."""
+        """After the end of the VMM, with whatever else is in there; nothing happens if there is none."""
         group, deadline = self.path(directory), time.monotonic() + LEAVE_SECONDS
-        while group is not None:
+        if group is None:
+            return
+        with suppress(OSError):  # no such group, or a kernel before 5.14
+            (group / "cgroup.kill").write_text("1")
+        while True:
             try:
                 group.rmdir()
                 return
+            except FileNotFoundError:
+                return
             except OSError as error:
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    log.warning("cgroup_stays", group=str(group), reason=error.strerror)
                     return
                 await asyncio.sleep(LEAVE_POLL_SECONDS)  # its end has no event of its own
 
