@@ -72,7 +72,7 @@ def tunnel_channel(
         READ_AHEAD,
         ("grpc.use_local_subchannel_pool", 1),
         # A guest that sends GOAWAY has gRPC try again without a pause, in memory that is freed with the call only:
-        # up to 100 MB were seen for one call. Who calls decides about every further try.
+        # 100 MB were seen for four calls. Who calls decides about every further try.
         ("grpc.enable_retries", 0),
         ("grpc.http2.max_frame_size", MAX_FRAME_BYTES),
         ("grpc.default_authority", f"{vm_id}.vm.invalid"),
