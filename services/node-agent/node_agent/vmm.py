@@ -93,7 +93,7 @@ class Vmm(Protocol):
         """What this host can do, proven and not assumed; cached per host and boot."""
 
     async def fingerprint(self) -> str:
-        """Everything of VMM and host that a template depends on: part of its content address."""
+        """Everything of VMM and host that a template depends on: part of its content address. Raises OSError."""
 
     async def build(
         self,

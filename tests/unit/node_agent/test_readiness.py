@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from node_agent import metrics
+from node_agent.drivers.cloud_hypervisor.driver import CloudHypervisorVmm, Settings
 from node_agent.drivers.qemu.driver import QemuVmm
 from node_agent.readiness import AGENT, DRIVER, POOL_MANAGER, TUNNEL, make_health, prove_driver
 from node_agent.tunnel_process import RECORD_FILE, TunnelProcess
@@ -43,6 +44,18 @@ async def test_a_hypervisor_that_is_missing_is_said(scratch: Path, monkeypatch: 
     assert not health.serving(AGENT)
     (driver,) = (it for it in health.dependencies if it.name == DRIVER)
     assert "qemu" in driver.detail
+
+
+@pytest.mark.parametrize(("version", "said"), [("v50.0", "too old"), ("v52.0", "twice"), ("", "not installed")])
+async def test_a_cloud_hypervisor_that_cannot_be_used_is_said(scratch: Path, version: str, said: str) -> None:
+    program, health = scratch / "cloud-hypervisor", make_health()
+    if version:
+        program.write_text(f"#!/bin/sh\necho {version}\n")
+        program.chmod(0o755)
+    settings = Settings(program=str(program), cache=scratch, allow_unconfined=True)
+    acceleration = await prove_driver(CloudHypervisorVmm(settings), health)
+    assert acceleration.name == "none" and said in acceleration.detail
+    assert not health.serving(AGENT)
 
 
 async def test_a_tunnel_that_cannot_be_started_again_is_tried_again(scratch: Path) -> None:

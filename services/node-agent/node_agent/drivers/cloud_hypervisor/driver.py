@@ -21,7 +21,7 @@ from node_agent.drivers.cloud_hypervisor.cgroups import Cgroups
 from node_agent.drivers.cloud_hypervisor.confine import Confinement, UidRange, Unconfined
 from node_agent.drivers.cloud_hypervisor.jail import make_jail, make_place, put_restored, put_scratch
 from node_agent.drivers.cloud_hypervisor.mapping import WrongMapping, check_private
-from node_agent.drivers.cloud_hypervisor.probe import Installation, NotUsable
+from node_agent.drivers.cloud_hypervisor.probe import Installation
 from node_agent.drivers.cloud_hypervisor.process import API, CloudHypervisorVm, Start, jail_of, spawn
 from node_agent.drivers.process import recorded_pid, unrecorded_pids
 from node_agent.drivers.proof import host_cpu
@@ -52,7 +52,7 @@ class VmmFailed(Exception):
 
 
 FAILURES = (
-    *(VmmFailed, OSError, ApiError, BadBundle, config.BadConfig, Unconfined, NotUsable, WrongMapping),
+    *(VmmFailed, OSError, ApiError, BadBundle, config.BadConfig, Unconfined, WrongMapping),
     *(subprocess.CalledProcessError, ValueError, KeyError, TypeError),
 )
 

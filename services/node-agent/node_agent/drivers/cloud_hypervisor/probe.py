@@ -22,8 +22,8 @@ VERSION_SECONDS = 10
 _VERSION = re.compile(r"v?(\d{1,4})\.(\d{1,4})")
 
 
-class NotUsable(Exception):
-    """There is no Cloud Hypervisor that we can use; the message says why."""
+class NotUsable(OSError):
+    """There is no Cloud Hypervisor that we can use, as if its program was missing; the message says why."""
 
 
 @dataclass(frozen=True)
