@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from node_agent import metrics
 from node_agent.vmm import BUILDING, CloneFailed, GuestAddress, Image, MachineSpec, Vmm
@@ -93,6 +94,7 @@ class Templates:
                 template.resources.vcpus, template.resources.memory_bytes = machine.vcpus, machine.memory_bytes
                 template.resources.disk_bytes = machine.disk_bytes
                 (target / COMPLETE_FILE).write_text(template.SerializeToString().hex())
+                await asyncio.to_thread(_sync, target)
                 shutil.rmtree(self._root / template_id, ignore_errors=True)
                 target.rename(self._root / template_id)
                 log.info("template_built", template_id=template_id, seconds=round(time.monotonic() - begun, 1))
@@ -116,16 +118,43 @@ class Templates:
                 log.info("build_removed", directory=directory.name)
 
     def remove_unused(self) -> None:
-        """At the start of an agent. A running clone keeps what it has mapped."""
-        for directory in self._root.glob("[0-9a-f]*"):
-            with suppress(OSError):
-                if directory.is_dir() and time.time() - (directory / COMPLETE_FILE).stat().st_mtime > UNUSED_SECONDS:
+        """At the start of an agent, with what is half removed. A running clone keeps what it has mapped."""
+        for directory in filter(Path.is_dir, self._root.glob("[0-9a-f]*")):
+            with suppress(OSError), (self._root / f"{directory.name}.lock").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - _last_used(directory) > UNUSED_SECONDS:
                     log.info("template_removed", template_id=directory.name)
+                    (directory / COMPLETE_FILE).unlink(missing_ok=True)  # first: without it, it is no template
                     shutil.rmtree(directory)
 
 
 def _read(directory: Path) -> pb.Template:
-    return pb.Template.FromString(bytes.fromhex((directory / COMPLETE_FILE).read_text()))
+    """Raises OSError, ValueError."""
+    try:
+        template = pb.Template.FromString(bytes.fromhex((directory / COMPLETE_FILE).read_text()))
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+    if template.template_id != directory.name:
+        raise ValueError("of another template, or of none")
+    return template
+
+
+def _last_used(directory: Path) -> float:
+    """Never, if it is not complete."""
+    try:
+        return (directory / COMPLETE_FILE).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _sync(directory: Path) -> None:
+    """Unlike a VM, a template outlives a crash of the host: what looks complete must be on the disk. Raises OSError."""
+    for path in (*directory.iterdir(), directory):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class _work_directory:  # noqa: N801
