@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,5 +45,5 @@ async def test_a_record_that_was_not_finished_is_none(tmp_path: Path, monkeypatc
 async def test_a_qemu_that_cannot_be_recorded_does_not_live(tmp_path: Path) -> None:
     (tmp_path / f"{PROCESS_FILE}.part").mkdir()  # as good as a full disk, for root too
     with socket.socket(socket.AF_UNIX) as listener, pytest.raises(IsADirectoryError):
-        spawn(["sleep", "1000"], tmp_path, listener)
+        spawn(["sleep", "1000"], tmp_path, listener, subprocess.DEVNULL)
     assert unrecorded_pids(tmp_path) == []

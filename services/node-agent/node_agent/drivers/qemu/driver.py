@@ -4,6 +4,7 @@ import asyncio
 import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
@@ -35,6 +36,8 @@ RESUME_SECONDS = 60.0
 HIBERNATE_SECONDS = 300.0
 # Of the QEMU that takes a hibernating VM's memory, in the VM's directory: sockets need short paths.
 WRITER = "w"
+# What the kernel keeps of what QEMU says, and what is told of it, for humans.
+PIPE_BYTES, COMPLAINT_CHARACTERS = 65_536, 500
 
 
 class QemuVmm:
@@ -65,11 +68,11 @@ class QemuVmm:
     ) -> None:
         """Boot, quiesce, freeze."""
         vm = directory / BUILDING
-        with _translated("template", vm):
+        with _translated("template") as stderr:
             vm.mkdir()
             await _copy(image.scratch, vm / "scratch")
             frozen = Frozen(image, machine, (await self.probe()).name)
-            running = _start(frozen, Role.TEMPLATE, directory / "memory", vm)
+            running = _start(frozen, Role.TEMPLATE, directory / "memory", vm, stderr)
             try:
                 async with migration.control(vm) as qmp:
                     await quiesce(running.address)
@@ -82,11 +85,11 @@ class QemuVmm:
 
     async def clone(self, template: Path, machine: MachineSpec, directory: Path) -> VmProcess:
         """Start, load the state, resume."""
-        with _translated("clone", directory):
+        with _translated("clone") as stderr:
             frozen = bundles.read(template, machine)
             await _copy(template / "scratch", directory / "scratch")
             (directory / FROZEN_FILE).write_text(frozen.to_json())
-            running = _start(frozen, Role.CLONE, template / "memory", directory)
+            running = _start(frozen, Role.CLONE, template / "memory", directory, stderr)
             try:
                 async with asyncio.timeout(RESUME_SECONDS), migration.control(directory) as qmp:
                     await migration.resume(qmp, template / "state")
@@ -102,13 +105,13 @@ class QemuVmm:
         The memory of a clone is mapped privately: it is in no file that could be left as it is.
         """
         home = process.directory_of(vm.address)
-        with _translated("hibernate", home):
+        with _translated("hibernate") as stderr:
             try:
                 async with asyncio.timeout(HIBERNATE_SECONDS):
                     # Without an address it is not recovered, as it may be half moved by then.
                     (home / GUEST_ADDRESS_FILE).unlink()
                     frozen = Frozen.from_json((home / FROZEN_FILE).read_text())
-                    await _write(frozen, home, directory)
+                    await _write(frozen, home, directory, stderr)
             finally:
                 await vm.destroy()
             await _hand_over(home / "scratch", directory / "scratch")
@@ -128,31 +131,45 @@ class QemuVmm:
 
 
 @contextmanager
-def _translated(what: str, directory: Path) -> Iterator[None]:
-    """Whatever else goes wrong on the way."""
+def _translated(what: str) -> Iterator[int]:
+    """Whatever else goes wrong on the way, with what QEMU has said by then: yields its stderr.
+
+    A pipe and no file: a guest can make its QEMU complain without end. QEMU neither waits for a pipe that is full nor
+    dies of one that nobody reads any more.
+    """
+    said_by_qemu, stderr = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        yield
+        yield stderr
     except (OSError, QmpError, subprocess.CalledProcessError, ValueError, KeyError, TypeError) as error:
         said = (error.stderr or b"").decode() if isinstance(error, subprocess.CalledProcessError) else ""
-        raise CloneFailed(f"{what}: {error}; {said or _complaint(directory)}") from error
+        raise CloneFailed(f"{what}: {error}; {said or _complaint(said_by_qemu)}") from error
+    finally:
+        os.close(said_by_qemu)
+        os.close(stderr)
 
 
-def _start(frozen: Frozen, role: Role, memory: Path, directory: Path) -> VmProcess:
+def _complaint(pipe: int) -> str:
+    with suppress(BlockingIOError):
+        return os.read(pipe, PIPE_BYTES).decode(errors="replace")[-COMPLAINT_CHARACTERS:].strip()
+    return ""
+
+
+def _start(frozen: Frozen, role: Role, memory: Path, directory: Path, stderr: int) -> VmProcess:
     listener = process.listen(directory)
     try:
         root_bytes, qmp = frozen.image.root.stat().st_size, listener.fileno()
         launch = Launch(frozen.image, frozen.machine, frozen.acceleration, memory, root_bytes, role, qmp)
-        return process.spawn(arguments(launch), directory, listener)
+        return process.spawn(arguments(launch), directory, listener, stderr)
     finally:
         listener.close()
 
 
-async def _write(frozen: Frozen, home: Path, bundle: Path) -> None:
+async def _write(frozen: Frozen, home: Path, bundle: Path, stderr: int) -> None:
     """Memory and state of the VM in home. The writer uses the same disk: it takes it over, and does nothing with it."""
     place = home / WRITER
     place.mkdir()
     (place / "scratch").symlink_to(home / "scratch")
-    writer = _start(frozen, Role.WRITER, bundle / "memory", place)
+    writer = _start(frozen, Role.WRITER, bundle / "memory", place, stderr)
     try:
         async with migration.control(home) as source, migration.control(place) as target:
             await migration.move(source, target, home / "move")
@@ -181,12 +198,3 @@ async def _hand_over(source: Path, target: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         await _copy(source, target)
-
-
-def _complaint(directory: Path) -> str:
-    """What QEMU said last, the writer first."""
-    for place in (directory / WRITER, directory):
-        with suppress(OSError):
-            if said := (place / "stderr").read_text(errors="replace")[-500:].strip():
-                return said
-    return ""

@@ -35,18 +35,17 @@ def listen(directory: Path) -> socket.socket:
     return listener
 
 
-def spawn(arguments: list[str], directory: Path, listener: socket.socket) -> VmProcess:
+def spawn(arguments: list[str], directory: Path, listener: socket.socket, stderr: int) -> VmProcess:
     """Start QEMU in a session of its own, so that it survives us, and record it. Raises OSError."""
-    with (directory / "stderr").open("wb") as stderr:
-        qemu = subprocess.Popen(
-            arguments,
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            pass_fds=(listener.fileno(),),
-            start_new_session=True,
-        )
+    qemu = subprocess.Popen(
+        arguments,
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        pass_fds=(listener.fileno(),),
+        start_new_session=True,
+    )
     with process.recording(qemu):
         failpoint.reach(failpoint.Place.VM_SPAWNED)
         process.record(directory, qemu.pid)
