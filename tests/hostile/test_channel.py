@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from .wire import Call, Connection
 @pytest.mark.parametrize("name", ["refuse-stream", "go-away"])
 async def test_one_call_is_one_request(name: str) -> None:
     calls = 0
+    writers: list[asyncio.StreamWriter] = []
 
     async def handle(call: Call) -> None:
         nonlocal calls
@@ -26,6 +28,7 @@ async def test_one_call_is_one_request(name: str) -> None:
         await ATTACKS[name](call)
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         await Connection(reader, writer, handle).serve()
@@ -36,4 +39,8 @@ async def test_one_call_is_one_request(name: str) -> None:
             stub: Any = execution_pb2_grpc.ExecutionServiceStub(channel)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.List(pb.ListExecutionsRequest(), wait_for_ready=True)
+        for writer in writers:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE and calls == 1
