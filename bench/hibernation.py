@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ async def qemu_by_copy(bundle: Path, machine: MachineSpec, directory: Path) -> f
             *(known.image, machine, known.acceleration, directory / "memory", root_bytes, Role.CLONE),
             listener.fileno(),
         )
-        vm = process.spawn(arguments(launch), directory, listener)
+        vm = process.spawn(arguments(launch), directory, listener, subprocess.DEVNULL)
     try:
         async with migration.control(directory) as qmp:
             await migration.resume(qmp, bundle / "state")
