@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,9 @@ class Installation:
 
     def pid_of(self, what: str) -> int:
         """Of the process whose command line has the state directory and this word; exactly one is expected."""
-        found = [pid for pid, line in processes() if str(self.state_dir) in line and what in line]
+        named = {pid for pid, line in processes() if str(self.state_dir) in line and what in line}
+        # A child that has not begun its own program yet has the command line of its parent.
+        found = [pid for pid in named if _parent(pid) not in named]
         assert len(found) == 1, (what, found)
         return found[0]
 
@@ -36,6 +39,13 @@ class Installation:
         """Of the VMM of a VM."""
         (pid,) = (pid for pid, _ in processes() if _cwd(pid).endswith(f"/{vm_id}"))
         return pid
+
+
+def _parent(pid: int) -> int:
+    """Itself, of one that is gone."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    return pid
 
 
 def processes() -> Iterator[tuple[int, str]]:
