@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from node_agent.drivers.fake.driver import TEMPLATE_FILE
 from sandpool import AsyncClient, SessionEnded, SessionLost
 from sandpool.node.v1 import node_pb2, node_pb2_grpc
 from sandpool.v1 import pool_pb2
@@ -72,12 +73,16 @@ async def test_killed_while_a_template_boots(node: Node) -> None:
     assert len(node.templates) == 1 and node.builders() == []
 
 
-async def test_a_template_that_has_vanished_is_made_again(node: Node) -> None:
+@pytest.mark.parametrize("is_lost", ["all of it", "a file of it"])
+async def test_a_template_that_has_vanished_is_made_again(node: Node, is_lost: str) -> None:
     async with AsyncClient(node.running.address) as client:
         await client.pools.create("pool", pool_pb2.PoolSpec(ready_target=1))
         await until_warm(client, "pool")
         (name,) = node.templates
-        shutil.rmtree(node.cache / "templates" / name)
+        if is_lost == "all of it":
+            shutil.rmtree(node.cache / "templates" / name)
+        else:
+            (node.cache / "templates" / name / TEMPLATE_FILE).unlink()
         session = client.session("pool")
         assert (await session.run("6 * 7")).value == "42"
         await until_warm(client, "pool")

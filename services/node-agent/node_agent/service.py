@@ -65,7 +65,7 @@ class NodeAgentService(node_pb2_grpc.NodeAgentServiceServicer):
             template = await build.task
         except LookupError as error:
             raise InvalidArgument("UNKNOWN_IMAGE", str(error), field="source.builtin") from error
-        except CloneFailed as error:
+        except (CloneFailed, OSError) as error:
             raise Internal("TEMPLATE_BUILD_FAILED", str(error)) from error
         await self._look_again()
         yield pb.BuildTemplateResponse(template=template)

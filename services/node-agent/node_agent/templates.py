@@ -25,7 +25,7 @@ log = structlog.get_logger("templates")
 
 Progress = Callable[[str, float], None]
 # Changes when what a template directory holds does.
-FORMAT = 2
+FORMAT = 3
 # A template that no VM was cloned from for so long is removed at the next start of an agent.
 UNUSED_SECONDS = 7 * 86_400
 COMPLETE_FILE = "template"
@@ -46,7 +46,7 @@ Quiesce = Callable[[GuestAddress], Awaitable[None]]
 
 
 class Templates:
-    """CACHE/templates/ID: a complete one has COMPLETE_FILE, written last."""
+    """CACHE/templates/ID: a complete one has COMPLETE_FILE, written last, and every file that it names."""
 
     def __init__(self, cache_dir: Path, vmm: Vmm, images: ImageSource, quiesce: Quiesce) -> None:
         self._root = cache_dir / "templates"
@@ -93,7 +93,7 @@ class Templates:
                 template = pb.Template(template_id=template_id, source=source)
                 template.resources.vcpus, template.resources.memory_bytes = machine.vcpus, machine.memory_bytes
                 template.resources.disk_bytes = machine.disk_bytes
-                (target / COMPLETE_FILE).write_text(template.SerializeToString().hex())
+                _complete(target, template)
                 await asyncio.to_thread(_sync, target)
                 shutil.rmtree(self._root / template_id, ignore_errors=True)
                 target.rename(self._root / template_id)
@@ -128,14 +128,22 @@ class Templates:
                     shutil.rmtree(directory)
 
 
+def _complete(directory: Path, template: pb.Template) -> None:
+    sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
+    text = json.dumps({"template": template.SerializeToString().hex(), "sizes": sizes})
+    (directory / COMPLETE_FILE).write_text(text)
+
+
 def _read(directory: Path) -> pb.Template:
-    """Raises OSError, ValueError."""
+    """What _complete() wrote, if all of it is still there. Raises OSError, ValueError."""
     try:
-        template = pb.Template.FromString(bytes.fromhex((directory / COMPLETE_FILE).read_text()))
-    except DecodeError as error:
-        raise ValueError(str(error)) from error
-    if template.template_id != directory.name:
-        raise ValueError("of another template, or of none")
+        values = json.loads((directory / COMPLETE_FILE).read_text())
+        template = pb.Template.FromString(bytes.fromhex(values["template"]))
+        is_whole = all((directory / name).stat().st_size == size for name, size in values["sizes"].items())
+    except (DecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(repr(error)) from error
+    if template.template_id != directory.name or not is_whole:
+        raise ValueError("of another template, or only a part of one")
     return template
 
 

@@ -5,12 +5,14 @@ import errno
 import os
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from node_agent.drivers.process import PROCESS_FILE, record, unrecorded_pids
+from node_agent.drivers.process import PROCESS_FILE, record, start_time, unrecorded_pids
+from node_agent.drivers.qemu.driver import WRITER, QemuVmm
 from node_agent.drivers.qemu.process import spawn
 
 
@@ -47,3 +49,15 @@ async def test_a_qemu_that_cannot_be_recorded_does_not_live(tmp_path: Path) -> N
     with socket.socket(socket.AF_UNIX) as listener, pytest.raises(IsADirectoryError):
         spawn(["sleep", "1000"], tmp_path, listener, subprocess.DEVNULL)
     assert unrecorded_pids(tmp_path) == []
+
+
+async def test_a_qemu_that_was_to_write_a_memory_ends_even_if_it_was_never_recorded(tmp_path: Path) -> None:
+    place = tmp_path / WRITER
+    place.mkdir()
+    writer = await asyncio.create_subprocess_exec("sleep", "1000", cwd=place)
+    assert await QemuVmm().recover(tmp_path) is None
+    left = start_time(writer.pid)
+    with suppress(ProcessLookupError):
+        writer.kill()
+    await writer.wait()
+    assert left is None

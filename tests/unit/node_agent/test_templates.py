@@ -5,15 +5,18 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from node_agent.service import NodeAgentService
 from node_agent.templates import COMPLETE_FILE, UNUSED_SECONDS, Templates
 from node_agent.vmm import Image, MachineSpec
-from sandpool.node.v1 import node_pb2 as pb
+from sandpool.node.v1 import node_pb2
 from sandpool.v1 import pool_pb2
+from service_kit.errors import Internal
 
 MACHINE = MachineSpec(1, 1 << 20, 1 << 20)
 SOURCE = pool_pb2.TemplateSource(builtin="python")
@@ -30,31 +33,67 @@ class Freezer:
     """A hypervisor whose templates are a file."""
 
     name = "freezer"
+    missing = ""
 
     async def fingerprint(self) -> str:
+        if self.missing:
+            raise FileNotFoundError(self.missing)
         return "cold"
 
     async def build(self, image: Image, machine: MachineSpec, directory: Path, _: object) -> None:
         (directory / "memory").write_text("all of it")
 
 
-def make(cache: Path) -> Templates:
-    return Templates(cache, cast("Any", Freezer()), Images(), cast("Any", None))
+def make(cache: Path, vmm: Freezer | None = None) -> Templates:
+    return Templates(cache, cast("Any", vmm or Freezer()), Images(), cast("Any", None))
 
 
-async def build(templates: Templates) -> pb.Template:
+async def build(templates: Templates) -> node_pb2.Template:
     return await templates.build(SOURCE, MACHINE, lambda *_: None)
 
 
-@pytest.mark.parametrize("left", ["", "0", "\0" * 20, "0a05"])
-async def test_a_damaged_template_is_none_and_is_built_again(tmp_path: Path, left: str) -> None:
+def complete(text: str) -> Callable[[Path], object]:
+    """What a crash of the host may have left of that file."""
+    return lambda directory: (directory / COMPLETE_FILE).write_text(text)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "no memory": lambda directory: (directory / "memory").unlink(),
+    "half a memory": lambda directory: os.truncate(directory / "memory", 4),
+    "empty": complete(""),
+    "zeros": complete("\0" * 20),
+    "half": lambda directory: os.truncate(directory / COMPLETE_FILE, 20),
+    "of an older agent": complete("0a05"),
+    "a number": complete("0"),
+    "no template": complete('{"sizes": {}}'),
+    "half a template": complete('{"template": "0a05", "sizes": {}}'),
+    "another template": complete('{"template": "", "sizes": {}}'),
+    "no sizes": complete('{"template": "", "sizes": []}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_damaged_template_is_none_and_is_built_again(tmp_path: Path, damage: str) -> None:
     template = await build(make(tmp_path))
     found = make(tmp_path).find(template.template_id)
     assert found is not None and found[1] == template
-    (found[0] / COMPLETE_FILE).write_text(left)
+    DAMAGES[damage](found[0])
     assert make(tmp_path).find(template.template_id) is None and make(tmp_path).list() == []
     assert await build(make(tmp_path)) == template
     assert make(tmp_path).list() == [template]
+
+
+async def test_a_build_that_this_host_cannot_do_says_why(tmp_path: Path) -> None:
+    vmm = Freezer()
+    vmm.missing = "the freezer is not installed"
+    unused = cast("Any", None)
+    service = NodeAgentService(unused, make(tmp_path, vmm), unused, unused, unused)
+    request = node_pb2.BuildTemplateRequest(source=SOURCE)
+    request.resources.vcpus, request.resources.memory_bytes, request.resources.disk_bytes = 1, 1 << 30, 1 << 30
+    with pytest.raises(Internal, match=vmm.missing) as caught:
+        async for _ in service.BuildTemplate(request, unused):
+            pass
+    assert caught.value.reason == "TEMPLATE_BUILD_FAILED"
 
 
 async def test_a_template_is_on_the_disk_before_it_has_its_name(

@@ -120,10 +120,9 @@ class QemuVmm:
     async def recover(self, directory: Path) -> VmProcess | None:
         """By pid and start time; a VM that was never resumed, or hibernates, has no address and is killed."""
         await _kill_writer(directory)
-        pid = recorded_pid(directory)
-        for found in unrecorded_pids(directory) if pid is None else [pid]:
+        for pid in _left_in(directory):
             with suppress(ProcessLookupError):
-                running = VmProcess(found, process.address_of(directory))
+                running = VmProcess(pid, process.address_of(directory))
                 if (directory / GUEST_ADDRESS_FILE).exists():
                     return running
                 await running.destroy()
@@ -179,10 +178,15 @@ async def _write(frozen: Frozen, home: Path, bundle: Path, stderr: int) -> None:
 
 
 async def _kill_writer(home: Path) -> None:
-    pid = recorded_pid(home / WRITER)
-    if pid is not None:
+    place = home / WRITER
+    for pid in _left_in(place) if place.is_dir() else ():
         with suppress(ProcessLookupError):
-            await VmProcess(pid, process.address_of(home / WRITER)).destroy()
+            await VmProcess(pid, process.address_of(place)).destroy()
+
+
+def _left_in(directory: Path) -> list[int]:
+    pid = recorded_pid(directory)
+    return unrecorded_pids(directory) if pid is None else [pid]
 
 
 async def _copy(source: Path, target: Path) -> None:
