@@ -48,8 +48,8 @@ def mapped_once(forwarded: bool = False) -> Iterator[None]:
         with mapped():
             yield
     except Unavailable as error:
-        # The scheduler says that of its own connection, whether it could not be made or broke under the call.
-        if broke(error) or (forwarded and error.reason == "POOL_MANAGER_UNREACHABLE"):
+        # What the latter leaves open is the pool-manager's part: of a VM's call nothing ran.
+        if broke(error) or (forwarded and error.reason == "POOL_MANAGER_LOST"):
             raise lost(error) from error
         raise
 

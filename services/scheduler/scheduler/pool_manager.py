@@ -10,6 +10,8 @@ from service_kit import errors, telemetry
 
 # The pool-manager asks the VM's node, which gives a silent guest 10 s.
 REPORT_SECONDS = 20.0
+# How gRPC begins to say that there was no connection, and the call was never sent.
+NEVER_SENT = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
 
 
 class PoolManager:
@@ -42,6 +44,8 @@ class PoolManager:
 def translate(error: grpc.aio.AioRpcError) -> errors.SandpoolError:
     """What the pool-manager answered, or that there was none to answer."""
     known = errors.from_rpc_error(error)
-    if error.code() is grpc.StatusCode.UNAVAILABLE and known.reason == error.code().name:
+    if error.code() is not grpc.StatusCode.UNAVAILABLE or known.reason != error.code().name:
+        return known
+    if known.message.startswith(NEVER_SENT):
         return errors.Unavailable("POOL_MANAGER_UNREACHABLE", "the pool-manager cannot be reached")
-    return known
+    return errors.Unavailable("POOL_MANAGER_LOST", "the connection to the pool-manager broke under the call")

@@ -28,8 +28,9 @@ def said(error: service_errors.SandpoolError) -> AioRpcError:
 
 
 NOTHING_RAN = said(service_errors.Unavailable("SESSION_UNREACHABLE", "no connection to its VM could be opened"))
-# Of a call that the pool-manager serves, this leaves it open.
 NO_POOL_MANAGER = said(service_errors.Unavailable("POOL_MANAGER_UNREACHABLE", "the pool-manager cannot be reached"))
+# Of a call that the pool-manager serves, this leaves it open.
+LOST = said(service_errors.Unavailable("POOL_MANAGER_LOST", "the connection to the pool-manager broke under the call"))
 
 
 class Method:
@@ -52,7 +53,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "REPEAT_AFTER_SECONDS", (0.0, 0.0, 0.0, 0.0))
 
 
-@pytest.mark.parametrize("failure", [BROKEN, NOTHING_RAN, NO_POOL_MANAGER])
+@pytest.mark.parametrize("failure", [BROKEN, NOTHING_RAN, NO_POOL_MANAGER, LOST])
 async def test_a_repeatable_call_is_repeated_each_time_with_its_bound(failure: AioRpcError) -> None:
     method = Method(failure, failure, failure, failure)
     assert await call(method, "x", 7.0, forwarded=True) == "answer"
@@ -61,7 +62,7 @@ async def test_a_repeatable_call_is_repeated_each_time_with_its_bound(failure: A
         await call(Method(*[failure] * 5), "x", None)
 
 
-@pytest.mark.parametrize(("failure", "forwarded"), [(BROKEN, False), (BROKEN, True), (NO_POOL_MANAGER, True)])
+@pytest.mark.parametrize(("failure", "forwarded"), [(BROKEN, False), (BROKEN, True), (LOST, True)])
 async def test_what_may_have_run_is_not_repeated(failure: AioRpcError, forwarded: bool) -> None:
     method = Method(failure)
     with pytest.raises(errors.ConnectionLost):
@@ -70,7 +71,8 @@ async def test_what_may_have_run_is_not_repeated(failure: AioRpcError, forwarded
 
 
 @pytest.mark.parametrize(
-    ("failure", "forwarded"), [(NOTHING_RAN, False), (NOTHING_RAN, True), (NO_POOL_MANAGER, False)]
+    ("failure", "forwarded"),
+    [(NOTHING_RAN, False), (NOTHING_RAN, True), (NO_POOL_MANAGER, False), (NO_POOL_MANAGER, True), (LOST, False)],
 )
 async def test_what_did_not_run_is_repeated(failure: AioRpcError, forwarded: bool) -> None:
     method = Method(failure)
@@ -88,7 +90,7 @@ async def test_where_nobody_is_nothing_ran(directory: Path) -> None:
                 await client.session().write("x", b"y")
 
 
-@pytest.mark.parametrize("failure", [BROKEN, NO_POOL_MANAGER])
+@pytest.mark.parametrize("failure", [BROKEN, LOST])
 async def test_a_change_of_a_pool_that_may_be_done_is_not_taken_for_a_foreign_one(failure: AioRpcError) -> None:
     async with AsyncClient("unix:/nowhere") as client:
         stub: Any = SimpleNamespace(Update=Method(failure, said(service_errors.Aborted("GENERATION_CHANGED", "m"))))
@@ -97,11 +99,11 @@ async def test_a_change_of_a_pool_that_may_be_done_is_not_taken_for_a_foreign_on
             await client.pools.update("p", vcpus=2, expected_generation=1)
 
 
-@pytest.mark.parametrize("failure", [BROKEN, NO_POOL_MANAGER])
+@pytest.mark.parametrize("failure", [BROKEN, LOST])
 async def test_a_pool_that_is_gone_after_a_first_try_is_deleted(failure: AioRpcError) -> None:
     gone = said(service_errors.NotFound("POOL_NOT_FOUND", "m"))
     async with AsyncClient("unix:/nowhere") as client:
-        stub: Any = SimpleNamespace(Delete=Method(failure, NO_POOL_MANAGER, gone))
+        stub: Any = SimpleNamespace(Delete=Method(failure, LOST, gone))
         client.pools._stub = stub
         await client.pools.delete("p")
         stub.Delete = Method(NOTHING_RAN, gone)
@@ -109,7 +111,7 @@ async def test_a_pool_that_is_gone_after_a_first_try_is_deleted(failure: AioRpcE
             await client.pools.delete("p")
 
 
-@pytest.mark.parametrize("failure", [BROKEN, NO_POOL_MANAGER])
+@pytest.mark.parametrize("failure", [BROKEN, LOST])
 async def test_a_stop_is_repeated_of_a_known_session_only(failure: AioRpcError) -> None:
     async with AsyncClient("unix:/nowhere") as client:
         stop = Method(failure, answer=SimpleNamespace(stopped=True))
