@@ -140,6 +140,7 @@ class Fleet:
         else:
             self.pools[vm.row.pool].expect(vm)
             if change.state == node.VM_STATE_READY:
+                vm.said_ready = True
                 self.own(self.ready(vm))
 
     def _placed(self, link: NodeLink, vm_id: str) -> Vm | None:
@@ -169,8 +170,7 @@ class Fleet:
     # -- the life of a VM ------------------------------------------------------------------------------------------
 
     async def ready(self, vm: Vm) -> None:
-        """Its node says that it is unique and proven: keep it warm. Idempotent."""
-        vm.said_ready = True
+        """Its node has said that it is unique and proven: keep it warm, if that still holds. Idempotent."""
         if vm.state == PROVISIONING:
             await self._insist(lambda: self.store.set_warm(vm.row.vm_id, self.clock.now()))
         if vm.state == PROVISIONING:  # still

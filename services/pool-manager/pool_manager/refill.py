@@ -101,7 +101,9 @@ class Refill:
                 raise
             finally:
                 vm.creating = False
-            await self._fleet.ready(vm)
+            if link.ready:  # else what it said may be true no more: its next snapshot says it again
+                vm.said_ready = True
+                await self._fleet.ready(vm)
         except SandpoolError as error:
             metrics.count_creation(pool.row.name, error.reason, None)
             self._failed(pool, error)
