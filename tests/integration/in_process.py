@@ -31,6 +31,8 @@ from service_kit import boot
 from .memory_node import MemoryNode, serve
 
 BOOT = "this boot"
+# Tried in any case: a call that is done within few steps once, as its thread was fast, is not the next time.
+LEAST_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,10 @@ async def open_place() -> AsyncIterator[Place]:
 
 
 def numbers_of_steps() -> Iterator[int]:
-    """Every one at first, then ever fewer: what is awaited there are a thread and a node, not steps."""
+    """Every one at first, then ever fewer: what is awaited there are a thread and a node, not steps.
+
+    Ends with its user, at the first call after LEAST_STEPS that was done before it could be left.
+    """
     steps = 0
     while True:
         yield steps

@@ -11,7 +11,7 @@ import pytest
 from pool_manager.acquire import Binding
 from pool_manager.model import Pool, Vm
 
-from .in_process import Place, Running, leave_after, numbers_of_steps, open_place
+from .in_process import LEAST_STEPS, Place, Running, leave_after, numbers_of_steps, open_place
 
 
 async def at_rest(pool: Pool) -> None:
@@ -48,9 +48,8 @@ async def test_at_every_step(ready_target: int) -> None:
             binding = await running.acquire("pool", name)  # whoever comes again finds what there is, or begins
             assert binding.created is not made
             await at_rest(pool)
-            if not left:
+            if not left and steps >= LEAST_STEPS:
                 break
-        assert steps > 10
 
 
 async def test_one_of_many_who_wait_for_the_same() -> None:
@@ -63,7 +62,7 @@ async def test_one_of_many_who_wait_for_the_same() -> None:
             assert len({binding.vm.row.vm_id for binding in others}) == 1
             await at_rest(pool)
             check(place, running, pool)
-            if not left:
+            if not left and steps >= LEAST_STEPS:
                 break
         assert len(pool.sessions) == len(pool.vms)
 
