@@ -34,6 +34,7 @@ class Neighbour:
     count: int = 0
     vm_ids: set[str] = field(default_factory=set)
     counted: asyncio.Event = field(default_factory=asyncio.Event)
+    running: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Until cancelled; any failure ends it."""
@@ -56,9 +57,14 @@ class Neighbour:
         return value.decode()
 
     async def counts_once_more(self) -> None:
-        """It is alive now."""
+        """It is alive now. Raises what has ended it if it is not."""
+        assert self.running is not None
         self.counted.clear()
-        await self.counted.wait()
+        counting = asyncio.create_task(self.counted.wait())
+        await asyncio.wait([counting, self.running], return_when=asyncio.FIRST_COMPLETED)
+        counting.cancel()
+        if self.running.done():
+            self.running.result()
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
@@ -77,13 +83,12 @@ async def stack() -> AsyncIterator[Stack]:
 async def neighbour(stack: Stack) -> AsyncIterator[Neighbour]:
     """Counting."""
     it = Neighbour(stack)
-    task = asyncio.create_task(it.run())
+    it.running = asyncio.create_task(it.run())
     yield it
-    if task.done():
-        task.result()
-    task.cancel()
+    await it.counts_once_more()
+    it.running.cancel()
     with suppress(asyncio.CancelledError):
-        await task
+        await it.running
     assert len(it.vm_ids) == 1
 
 

@@ -361,7 +361,10 @@ class Fleet:
 
 
 def _log_failure(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, SandpoolError):  # an answer, as that a pool is being deleted, and no fault
+        log.warning("task_refused", reason=error.reason, error=error.message)
+    elif error is not None:
         log.error("task_failed", error=repr(error), exc_info=error)
 
 
