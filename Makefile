@@ -4,6 +4,8 @@ PYTHON := $(VENV)/bin/python
 HASH := $(shell sha256sum pyproject.toml | cut -c1-16)
 RUN_STAMP := $(VENV)/.run-$(HASH)
 DEV_STAMP := $(VENV)/.dev-$(HASH)
+# What runs is what is installed here, not what somebody's shell adds.
+unexport PYTHONPATH
 # What mypy reads; tests are checked by running them.
 TYPED := services/kit/service_kit services/scheduler/scheduler services/pool-manager/pool_manager \
 	services/node-agent/node_agent guest-agent/guest_agent deploy/image/sandpool_image deploy/kvmhost/sandpool_kvmhost \
