@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import grpc
 import pytest
 
 from sandpool.pool.v1 import pool_pb2, pool_pb2_grpc
 from scheduler.pool_manager import PoolManager
-from service_kit import errors, rpc
+from service_kit import errors, rpc, server
 from tests.unit.sdk.service import Link
 
 from .conftest import ref
@@ -29,11 +28,11 @@ class Slow(pool_pb2_grpc.AssignmentServiceServicer):
 
 
 async def test_a_call_that_was_never_sent_is_told_from_one_that_broke(tmp_path: Path) -> None:
-    slow, link, server = Slow(), Link(f"{tmp_path}/far"), grpc.aio.server()
-    pool_pb2_grpc.add_AssignmentServiceServicer_to_server(slow, server)
-    server.add_insecure_port(f"unix:{tmp_path}/far")
-    await server.start()
+    slow, link = Slow(), Link(f"{tmp_path}/far")
+    name = "sandpool.pool.v1.AssignmentService"
+    add = {name: lambda at: pool_pb2_grpc.add_AssignmentServiceServicer_to_server(slow, at)}
     async with (
+        server.serve([f"unix:{tmp_path}/far"], add),
         await asyncio.start_unix_server(link.accept, tmp_path / "near") as near,
         rpc.open_channel(f"unix:{tmp_path}/near") as channel,
     ):
@@ -49,4 +48,3 @@ async def test_a_call_that_was_never_sent_is_told_from_one_that_broke(tmp_path: 
         with pytest.raises(errors.Unavailable) as caught:
             await pool_manager.acquire(ref(), None)
         assert caught.value.reason == "POOL_MANAGER_UNREACHABLE"
-    await server.stop(None)
