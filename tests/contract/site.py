@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,9 +152,15 @@ class Site:
 
     @asynccontextmanager
     async def guest(self, vm_id: str, tunnel: str = "") -> AsyncIterator[Guest]:
-        """A connection of its own to a VM."""
+        """A connection of its own to a VM. What fails on it says how the VM has ended, if it has."""
         async with rpc.tunnel_channel(vm_id, tunnel or self.tunnel, self.token(vm_id)) as channel:
-            yield Guest(channel)
+            try:
+                yield Guest(channel)
+            except grpc.aio.AioRpcError as error:
+                with suppress(TimeoutError, KeyError):
+                    async with asyncio.timeout(1):
+                        error.add_note(f"{vm_id}: {await self.vms[vm_id].exited()}")
+                raise
 
     async def quiesce(self, address: GuestAddress) -> None:
         """Through the tunnel, under a name of its own, as the node agent does."""

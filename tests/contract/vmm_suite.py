@@ -206,7 +206,7 @@ async def test_the_end_of_a_vm_is_seen_whoever_caused_it(site: Site) -> None:
         stream = guest.shell_events("echo on; sleep 1000")
         await until_it_says(stream, b"on")
         os.kill(pid, signal.SIGKILL)
-        assert await site.vms[vm_id].exited()
+        assert "was killed by signal 9" in await site.vms[vm_id].exited()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await until_it_says(stream, b"off")
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -75,6 +75,7 @@ class VmProcess:
         self.pid = pid
         self._pidfd: int | None = os.pidfd_open(pid)
         self._ended = asyncio.Event()
+        self._how = "the process of the VM has ended"
         self.address = address
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
@@ -83,15 +84,17 @@ class VmProcess:
             return
         asyncio.get_running_loop().remove_reader(self._pidfd)
         with suppress(ChildProcessError):  # a recovered one is not our child
-            os.waitpid(self.pid, os.WNOHANG)
+            reaped, status = os.waitpid(self.pid, os.WNOHANG)
+            if reaped:
+                self._how = _told(os.waitstatus_to_exitcode(status))
         os.close(self._pidfd)
         self._pidfd = None
         self._ended.set()
 
     async def exited(self) -> str:
-        """Wait for the process."""
+        """Wait for the process; how it has ended, unless another agent had started it."""
         await self._ended.wait()
-        return "the process of the VM has ended"
+        return self._how
 
     def kill(self) -> None:
         """Without waiting."""
@@ -103,3 +106,10 @@ class VmProcess:
         """Kill and reap."""
         self.kill()
         await self._ended.wait()
+
+
+def _told(code: int) -> str:
+    """A VMM that was killed, one that gave up and a guest that ended itself (0) are three different troubles."""
+    if code >= 0:
+        return f"the process of the VM has ended with status {code}"
+    return f"the process of the VM was killed by signal {-code} ({signal.strsignal(-code)})"

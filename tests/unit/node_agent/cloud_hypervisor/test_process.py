@@ -76,7 +76,7 @@ async def test_what_was_said_while_no_agent_lived_still_counts(spawned: tuple[Pa
 async def test_the_last_words_of_a_vmm_are_the_reason(spawned: tuple[Path, Spawn]) -> None:
     _, start = spawned
     vm = start("echo 'Error booting VM: no way' >&2; exit 1")
-    assert await vm.exited() == "the process of the VM has ended: Error booting VM: no way"
+    assert await vm.exited() == "the process of the VM has ended with status 1: Error booting VM: no way"
 
 
 async def test_a_vmm_that_talks_without_end_neither_blocks_nor_fills_anything(spawned: tuple[Path, Spawn]) -> None:
