@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from pathlib import Path
 
 import grpc
 import pytest
 
 from pool_manager import event_table, sqlite_store
+from pool_manager.clock import Clock
+from pool_manager.event_service import EventService
 from pool_manager.sqlite_store import SqliteStore
 from pool_manager.store import Conflict, EventQuery, EventRow, NodeRow, SessionRow, VmRow
 from sandpool.v1 import event_pb2 as pb
 from sandpool.v1 import session_pb2
+from service_kit.errors import Unavailable
 
 from .conftest import Control, failure, kinds
 
@@ -128,9 +132,21 @@ async def test_a_watch_ends_with_the_service_and_not_the_other_way(control: Cont
         await control.stop()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await watch.read()
-    assert failure(caught).reason == "SHUTTING_DOWN"
+    # gRPC drops what it has not read, the reason too, when what it writes finds the connection closed.
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     await control.start()
     assert kinds(await control.history())[0] == "NODE_REGISTERED:REGISTERED"
+
+
+async def test_a_watch_says_that_the_service_ends(tmp_path: Path) -> None:
+    store, stopping = SqliteStore(tmp_path / "s.db"), asyncio.Event()
+    watch = EventService(store, Clock(0.0, time.monotonic, time.time), stopping).Watch(pb.WatchEventsRequest(), None)
+    assert not (await anext(watch)).events
+    stopping.set()
+    with pytest.raises(Unavailable) as caught:
+        await anext(watch)
+    assert caught.value.reason == "SHUTTING_DOWN"
+    await store.close()
 
 
 async def test_nothing_of_a_watch_is_left(control: Control) -> None:
