@@ -28,8 +28,8 @@ class Tunnel:
     pid: int
 
     def connect(self) -> socket.socket:
-        """That does not wait for ever."""
-        return socket.create_connection(self.address, timeout=30)
+        """That does not wait for ever; a kernel that finds the queue full tries again after 1, 3, 7, 15, 31, 63 s."""
+        return socket.create_connection(self.address, timeout=120)
 
     def answers(self) -> bool:
         """A client without a capability is told so."""
